@@ -1,0 +1,51 @@
+"""NumPy: eager, on the host, each ufunc rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rotary.backends._generic import deferred_tables, is_traced, product, synchronize
+
+__all__ = ["deferred_tables", "is_traced", "product", "synchronize"]
+
+name = "numpy"
+
+
+def namespace(x: npt.NDArray[Any]) -> Any:
+    """Return NumPy, which conforms from version 2."""
+    return np
+
+
+def device_key(x: npt.NDArray[Any]) -> Hashable | None:
+    """Return the one device."""
+    return "cpu"
+
+
+def to_device(host: npt.NDArray[Any], like: npt.NDArray[Any]) -> Any:
+    """Return host itself, read-only from now on."""
+    host.flags.writeable = False
+    return host
+
+
+def to_host(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return x itself."""
+    return x
+
+
+def widen(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Return x in the dtype of that name."""
+    return x.astype(dtype)
+
+
+def narrow(x: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
+    """Return x rounded to a 16-bit dtype."""
+    return x.astype(dtype)
+
+
+def refuse_out(out: npt.NDArray[Any], inputs: tuple[Any, ...]) -> str | None:
+    """Why out cannot be written, or None."""
+    return None if out.flags.writeable else "the array is read-only"

@@ -1,0 +1,162 @@
+"""torch, eager and compiled.
+
+``torch.compile`` on CPU keeps products rounded by itself.  It does drop the rounding to a 16-bit
+dtype wherever the next operation widens again (a third of the elements of a chain of two rotations
+differ), so that rounding is spelled out in integer arithmetic for it, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy.typing as npt
+import torch
+
+from rotary.backends._generic import is_traced, product
+
+__all__ = ["is_traced", "product"]
+
+name = "torch"
+
+
+def namespace(x: torch.Tensor) -> Any:
+    """Return torch as array-api-compat completes it."""
+    return xp
+
+
+def device_key(x: torch.Tensor) -> Hashable | None:
+    """Return x's device."""
+    return x.device
+
+
+def to_device(host: npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
+    """Return host on like's device; on CPU it shares the memory."""
+    return torch.from_numpy(host).to(like.device)
+
+
+def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
+    """Return x's values as a NumPy array, waiting for its device."""
+    if x.dtype == torch.bfloat16:  # unknown to NumPy; any float holds its values, none its name
+        raise TypeError("bfloat16 tensors have no NumPy dtype")
+    return x.detach().cpu().numpy()
+
+
+def widen(x: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return x in the dtype of that name."""
+    if torch.compiler.is_compiling():
+        return _Widen.apply(x, getattr(torch, dtype))  # type: ignore[no-any-return]
+    return x.to(getattr(torch, dtype))
+
+
+def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return x rounded to a 16-bit dtype."""
+    if torch.compiler.is_compiling():
+        return _Narrow.apply(x, dtype)  # type: ignore[no-any-return]
+    return x.to(dtype)
+
+
+def refuse_out(out: torch.Tensor, inputs: tuple[Any, ...]) -> str | None:
+    """Why out cannot be written, or None."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *inputs)):
+        return "a gradient is recorded, which a write in place would break"
+    return None
+
+
+def synchronize(x: torch.Tensor) -> None:
+    """Wait until x is computed."""
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+
+
+def deferred_tables(
+    token: str, pairs: int, rows: Any, dtype: str, factor: float, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the tables as one opaque operator of the graph: Dynamo follows no lock and no decimal."""
+    if not torch.compiler.is_compiling():
+        return None
+    cos, sin = _tables(_positions(rows), token, pairs, dtype, factor, like.device).unbind(0)
+    return cos, sin
+
+
+def _positions(rows: Any) -> torch.Tensor:
+    if rows.positions is not None:
+        return torch.as_tensor(rows.positions)
+    offset = rows.offset
+    if offset is None or isinstance(offset, int):
+        return torch.arange(rows.seq, dtype=torch.int64) + (offset or 0)
+    steps = torch.arange(rows.seq, dtype=torch.float64)
+    if isinstance(offset, float):
+        return steps + offset
+    offset = torch.as_tensor(offset).to("cpu", torch.float64)
+    return offset[..., None] + steps
+
+
+@torch.library.custom_op("rotary::tables", mutates_args=())
+def _tables(
+    positions: torch.Tensor,
+    token: str,
+    pairs: int,
+    dtype: str,
+    factor: float,
+    device: torch.device,
+) -> torch.Tensor:
+    """Return cos and sin, shape (2, …, pairs), looked up when the compiled program runs."""
+    # Late, since the tables stand above the backends.
+    from rotary import tables
+    from rotary.backends import _torch
+    from rotary.frequencies import Frequencies
+    from rotary.positions import as_span, read
+
+    like = torch.empty(0, device=device)
+    where = as_span(read(positions, _torch, "positions"))
+    pair = tables.look_up(Frequencies.from_token(token), where, dtype, factor, like, _torch)
+    return torch.stack(pair)  # a copy: compiled programs reuse the memory of what they get
+
+
+@_tables.register_fake
+def _(
+    positions: torch.Tensor,
+    token: str,
+    pairs: int,
+    dtype: str,
+    factor: float,
+    device: torch.device,
+) -> torch.Tensor:
+    return torch.empty((2, *positions.shape, pairs), dtype=getattr(torch, dtype), device=device)
+
+
+def _round_to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Round a float32 x to the values of a 16-bit dtype, to nearest even, and leave it float32."""
+    bits = x.view(torch.int32)
+    if dtype == torch.bfloat16:
+        rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) & ~0xFFFF).view(torch.float32)
+    else:
+        rounded = ((bits + (0xFFF + ((bits >> 13) & 1))) & ~0x1FFF).view(torch.float32)
+        # float16 is subnormal below 2^-14: 0.75 has a last place of 2^-24, the spacing there.
+        rounded = torch.where(x.abs() < 2.0**-14, (x + 0.75) - 0.75, rounded)
+        rounded = torch.where(rounded.abs() > 65504, x * float("inf"), rounded)
+    return torch.where(x.isfinite(), rounded, x)
+
+
+class _Narrow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        ctx.wide = x.dtype
+        return _round_to(x, dtype).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return gradient.to(ctx.wide), None
+
+
+class _Widen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        ctx.narrow = x.dtype
+        return x.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return _round_to(gradient, ctx.narrow).to(ctx.narrow), None

@@ -1,0 +1,395 @@
+"""The rotary embedding: frequencies, tables and rotation joined.
+
+    q_m → R_m q_m,   (R_m q)·(R_n k) = q·R_{n−m} k        (RoFormer, arXiv 2104.09864, section 3.2)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass, field
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rotary import backends, rotation
+from rotary import tables as _tables
+from rotary.backends import Backend
+from rotary.dtypes import dtype_name, name_of_dtype
+from rotary.frequencies import Frequencies, radians
+from rotary.positions import Rows, as_span, read, read_rows
+
+_NUMPY_FLOAT32 = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class RotaryEmbedding:
+    """Rotary position embedding of queries and keys.
+
+    A description made of numbers: hashable, comparable, safe between threads, a static argument
+    under ``jax.jit``.  It holds no arrays and no history: what a call returns depends on its
+    arguments alone.
+
+    Parameters
+    ----------
+    head_dim : int
+        D, the size of the last axis of q and k.
+    base : float
+        θ in ω_i = θ^(−2i/F).
+    layout : {"half", "interleaved"}
+        Which features make a pair: (i, i + R/2) as in GPT-NeoX and Hugging Face's Llama, or
+        (2i, 2i + 1) as in RoFormer, GPT-J and Meta's Llama.
+    rotary_dim : int, optional
+        R ≤ D, even: how many features rotate; all by default.  The rest pass through untouched.
+    rotary_side : {"leading", "trailing"}
+        Which features rotate when R < D.
+    frequency_dim : int, optional
+        F, R by default.
+    inv_freq : sequence of float, optional
+        R/2 frequencies in radians per position instead of the formula, taken as exact float64.
+    scaling, axes, xpos : None
+        Not available in this release.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For values outside these ranges, naming the argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rotary
+    >>> rope = rotary.RotaryEmbedding(64, base=500_000.0)
+    >>> q = np.ones((1, 8, 5, 64), np.float32)  # batch, heads, seq, dim
+    >>> k = np.ones((1, 2, 5, 64), np.float32)
+    >>> q_rotated, k_rotated = rope(q, k)
+    >>> k_next = rope(k[:, :, :1], offset=5)  # a decoding step at position 5
+    >>> rope == rotary.RotaryEmbedding(64, base=500_000.0)
+    True
+    """
+
+    head_dim: int
+    _: KW_ONLY
+    base: float = 10_000.0
+    layout: str = "half"
+    rotary_dim: int = None  # type: ignore[assignment]  # filled in: head_dim
+    rotary_side: str = "leading"
+    frequency_dim: int = None  # type: ignore[assignment]  # filled in: rotary_dim
+    inv_freq: tuple[float, ...] | None = None
+    scaling: None = None
+    axes: None = None
+    xpos: None = None
+    _frequencies: Frequencies = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("scaling", "axes", "xpos"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}, expected None: this release has no "
+                    f"{name}"
+                )
+        rotation.check_choice("layout", self.layout, rotation.LAYOUTS)
+        rotation.check_choice("rotary_side", self.rotary_side, rotation.SIDES)
+        put("head_dim", _whole("head_dim", self.head_dim))
+        put("rotary_dim", _whole("rotary_dim", _default(self.rotary_dim, self.head_dim)))
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise ValueError(
+                f"rotary_dim: got {self.rotary_dim}, expected an even number up to head_dim = "
+                f"{self.head_dim}"
+            )
+        if self.inv_freq is not None:
+            put("inv_freq", self._supplied_frequencies())
+        put("base", _positive("base", self.base))
+        put("frequency_dim", _whole("frequency_dim", _default(self.frequency_dim, self.rotary_dim)))
+        put(
+            "_frequencies",
+            Frequencies(self.rotary_dim, self.base, self.frequency_dim, self.inv_freq),
+        )
+
+    def _supplied_frequencies(self) -> tuple[float, ...]:
+        for name, usual in (("base", 10_000.0), ("frequency_dim", None)):
+            if getattr(self, name) not in (usual, self.rotary_dim):
+                raise ValueError(f"{name}: got {getattr(self, name)} beside inv_freq, which replaces it")
+        if not isinstance(self.inv_freq, Iterable):
+            raise TypeError(f"inv_freq: got {self.inv_freq!r}, expected {self.rotary_dim // 2} numbers")
+        values = tuple(float(w) for w in self.inv_freq)
+        if len(values) != self.rotary_dim // 2:
+            raise ValueError(
+                f"inv_freq: got {len(values)} frequencies, expected rotary_dim/2 = "
+                f"{self.rotary_dim // 2}"
+            )
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"inv_freq: got {values}, expected finite numbers")
+        return values
+
+    def __call__(
+        self,
+        q: Any,
+        k: Any = None,
+        *,
+        positions: Any = None,
+        offset: Any = None,
+        seq_len: int | None = None,
+        seq_axis: int = -2,
+        out: Any = None,
+    ) -> Any:
+        """Rotate queries, or queries and keys, to their positions.
+
+        Parameters
+        ----------
+        q, k : array, shape (..., seq, head_dim)
+            By default (batch, heads, seq, head_dim); k may have fewer heads.  float16, bfloat16,
+            float32 or float64, of any array library.
+        positions : array or list, shape (seq,) or (batch, seq), optional
+            Whole or fractional numbers in a list, a NumPy array or an array of q's library.
+        offset : number, or one per batch row, optional
+            Positions are offset … offset + seq − 1; 0 by default.  Not together with positions.
+        seq_len : int, optional
+            Length of the whole sequence, for scaling rules that depend on it.
+        seq_axis : int
+            −3 for (batch, seq, heads, head_dim) or packed (total, heads, head_dim).
+        out : array, or a pair with k, optional
+            Written in place and returned; may be q (and k) itself.
+
+        Returns
+        -------
+        array, or a pair with k
+            Of q's (and k's) shape, dtype, library and device.
+
+        Raises
+        ------
+        TypeError
+            For arrays of another kind, dtypes that do not rotate, 16-bit float positions.
+        ValueError
+            For shapes that do not meet, NaN or positions beyond ±2^53, `out` where it cannot be
+            written.
+        """
+        return self._rotate(q, k, positions, offset, seq_len, seq_axis, out, inverse=False)
+
+    def inverse(
+        self,
+        q: Any,
+        k: Any = None,
+        *,
+        positions: Any = None,
+        offset: Any = None,
+        seq_len: int | None = None,
+        seq_axis: int = -2,
+        out: Any = None,
+    ) -> Any:
+        """Take the rotation out again; arguments as for the call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rotary
+        >>> rope = rotary.RotaryEmbedding(8)
+        >>> q = np.ones((3, 8), np.float64)
+        >>> bool(np.allclose(rope.inverse(rope(q, offset=7), offset=7), q, rtol=1e-15))
+        True
+        """
+        return self._rotate(q, k, positions, offset, seq_len, seq_axis, out, inverse=True)
+
+    def shift(self, k: Any, by: float, *, seq_axis: int = -2) -> Any:
+        """Move keys that were rotated already by a constant number of positions.
+
+        Parameters
+        ----------
+        k : array, shape (..., seq, head_dim)
+            Rotated keys, as a cache holds them.
+        by : number
+            Positions to add to all of them, whole or fractional, negative to move back.
+        seq_axis : int
+            As for the call; all positions move alike.
+
+        Returns
+        -------
+        array
+            What rotating to position + by would give, within the rounding of a second rotation.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rotary
+        >>> rope = rotary.RotaryEmbedding(8)
+        >>> k = np.ones((3, 8), np.float64)
+        >>> bool(np.allclose(rope.shift(rope(k), -2), rope(k, offset=-2), rtol=1e-14))
+        True
+        """
+        backend, axis, compute = self._check("k", k, seq_axis)
+        position = np.asarray(by)
+        if position.ndim != 0:
+            raise ValueError(f"by: got shape {position.shape}, expected one number")
+        rows = Rows(position.reshape(1), None, None, 1)
+        cos, sin = self._look_up(rows, compute, k, backend)
+        cos, sin = (rotation.align(table, k, axis, backend) for table in (cos, sin))
+        return self._rotate_one(k, cos, sin, backend, inverse=False)
+
+    def tables(
+        self,
+        positions: Any,
+        *,
+        like: Any = None,
+        dtype: Any = None,
+        seq_len: int | None = None,
+        precision: str = "exact",
+    ) -> tuple[Any, Any]:
+        """Return the tables cos and sin of these positions.
+
+        Parameters
+        ----------
+        positions : array or list, shape (...)
+            Whole or fractional numbers up to ±2^53.
+        like : array, optional
+            The tables come in its library and on its device; NumPy by default.
+        dtype : dtype or str, optional
+            float32 or float64; by default that in which `like` rotates, else float32.
+        seq_len : int, optional
+            As for the call.
+        precision : {"exact"}
+            float32 tables are correctly rounded, float64 tables within 0.501 ulp.
+
+        Returns
+        -------
+        cos, sin : array, shape (..., rotary_dim/2)
+
+        Examples
+        --------
+        >>> import rotary
+        >>> cos, sin = rotary.RotaryEmbedding(4).tables([0, 1])
+        >>> cos
+        array([[1.       , 1.       ],
+               [0.5403023, 0.99995  ]], dtype=float32)
+        """
+        rotation.check_choice("precision", precision, ("exact",))
+        like = _NUMPY_FLOAT32 if like is None else like
+        backend = backends.owner_of(like, "like")
+        wanted = rotation.compute_dtype("like", like) if dtype is None else name_of_dtype(dtype)
+        if wanted not in ("float32", "float64"):
+            raise ValueError(f"dtype: got {wanted}, expected float32 or float64")
+        where = as_span(read(positions, backend, "positions"))
+        cos, sin = _tables.look_up(self._frequencies, where, wanted, 1.0, like, backend)
+        # Copies: what is kept must stay as it is.
+        xp = backend.namespace(like)
+        return xp.asarray(cos, copy=True), xp.asarray(sin, copy=True)
+
+    def frequencies(self, seq_len: int | None = None) -> npt.NDArray[np.float64]:
+        """Return ω_i in radians per position, shape (rotary_dim/2,): the float64 nearest to each.
+
+        Examples
+        --------
+        >>> import rotary
+        >>> rotary.RotaryEmbedding(4).frequencies()
+        array([1.  , 0.01])
+        """
+        return radians(self._frequencies)
+
+    def attention_factor(self, seq_len: int | None = None) -> float:
+        """Return the number that multiplies cos and sin: 1 without scaling."""
+        return 1.0
+
+    def _rotate(
+        self,
+        q: Any,
+        k: Any,
+        positions: Any,
+        offset: Any,
+        seq_len: int | None,
+        seq_axis: int,
+        out: Any,
+        *,
+        inverse: bool,
+    ) -> Any:
+        backend, axis, compute = self._check("q", q, seq_axis)
+        if k is not None:
+            self._check_key(k, q, axis, backend, seq_axis)
+        if out is not None:
+            _check_outs(out, q, k, backend)
+        batch = q.shape[0] if axis > 0 else None
+        cos, sin = self._look_up(Rows(positions, offset, batch, q.shape[axis]), compute, q, backend)
+        cos, sin = rotation.align(cos, q, axis, backend), rotation.align(sin, q, axis, backend)
+        q_rotated = self._rotate_one(q, cos, sin, backend, inverse=inverse)
+        if k is None:
+            return q_rotated if out is None else rotation.write(out, q_rotated)
+        k_rotated = self._rotate_one(k, cos, sin, backend, inverse=inverse)
+        if out is None:
+            return q_rotated, k_rotated
+        return rotation.write(out[0], q_rotated), rotation.write(out[1], k_rotated)
+
+    def _rotate_one(self, x: Any, cos: Any, sin: Any, backend: Backend, *, inverse: bool) -> Any:
+        return rotation.rotate_aligned(
+            x,
+            cos,
+            sin,
+            layout=self.layout,
+            rotary_side=self.rotary_side,
+            inverse=inverse,
+            backend=backend,
+        )
+
+    def _look_up(self, rows: Rows, dtype: str, like: Any, backend: Backend) -> tuple[Any, Any]:
+        frequencies = self._frequencies
+        deferred = backend.deferred_tables(
+            frequencies.token, frequencies.pairs, rows, dtype, 1.0, like
+        )
+        if deferred is not None:
+            return deferred
+        return _tables.look_up(frequencies, read_rows(rows, backend), dtype, 1.0, like, backend)
+
+    def _check(self, name: str, x: Any, seq_axis: int) -> tuple[Backend, int, str]:
+        backend = backends.owner_of(x, name)
+        compute = rotation.compute_dtype(name, x)
+        axis = rotation.sequence_axis(name, x, seq_axis)
+        if x.shape[-1] != self.head_dim:
+            raise ValueError(
+                f"{name}: got shape {tuple(x.shape)}, expected a last axis of head_dim = "
+                f"{self.head_dim}"
+            )
+        return backend, axis, compute
+
+    def _check_key(self, k: Any, q: Any, axis: int, backend: Backend, seq_axis: int) -> None:
+        rotation.check_same_place("k", k, "q", q, backend)
+        self._check("k", k, seq_axis)
+        if k.dtype != q.dtype:
+            raise TypeError(f"k: got dtype {dtype_name(k)}, expected q's {dtype_name(q)}")
+        same_rank = len(k.shape) == len(q.shape)
+        if not same_rank or k.shape[axis] != q.shape[axis] or (axis and k.shape[0] != q.shape[0]):
+            raise ValueError(
+                f"k: got shape {tuple(k.shape)}, expected q's shape {tuple(q.shape)} except for "
+                f"the number of heads"
+            )
+
+
+def _check_outs(out: Any, q: Any, k: Any, backend: Backend) -> None:
+    if k is None:
+        rotation.check_out("out", out, q, backend, (q,))
+        return
+    if not isinstance(out, tuple | list) or len(out) != 2:
+        raise TypeError(f"out: got {type(out).__name__}, expected a pair of arrays, for q and k")
+    rotation.check_out("out[0]", out[0], q, backend, (q, k))
+    rotation.check_out("out[1]", out[1], k, backend, (q, k))
+
+
+def _default(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, expected a whole number")
+    if value <= 0:
+        raise ValueError(f"{name}: got {value}, expected a positive number")
+    return int(value)
+
+
+def _positive(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, expected a number")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: got {value}, expected a positive, finite number")
+    return float(value)

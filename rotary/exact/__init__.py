@@ -1,0 +1,1 @@
+"""Arithmetic whose bits do not depend on the machine or on the array library."""

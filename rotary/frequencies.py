@@ -1,0 +1,90 @@
+"""Angular frequencies ω_i, evaluated in decimal arithmetic and kept as turns ω/2π.
+
+    ω_i = θ^(−2i/F),  i = 0 … R/2 − 1          (RoFormer, arXiv 2104.09864, section 3.2.2)
+
+Every library's own `pow` gives other bits; here the real-number formula is evaluated with 100
+digits and rounded once: to four float64 words of turns for the tables (two are not enough at long
+positions), or to the nearest float64 for reading.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from rotary.exact.words import CONTEXT, TAU, split_words
+
+WORDS = 4
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Which frequencies are meant: a formula and its numbers, no arrays.
+
+    Attributes
+    ----------
+    rotary_dim : int
+        R; there are R/2 frequencies.
+    base : float
+        θ.
+    frequency_dim : int
+        F, the denominator of the exponent.
+    inv_freq : tuple of float, optional
+        ω_i in radians per position, taken as exact float64 numbers instead of the formula.
+    token : str
+        All of the above as JSON, by value: the name of these frequencies in caches and in
+        compiled programs, from which :meth:`from_token` makes them again.
+    """
+
+    rotary_dim: int
+    base: float
+    frequency_dim: int
+    inv_freq: tuple[float, ...] | None = None
+    token: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "token"}
+        object.__setattr__(self, "token", json.dumps(values))
+
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def from_token(token: str) -> Frequencies:
+        """Return the frequencies of a token."""
+        values = json.loads(token)
+        if values["inv_freq"] is not None:
+            values["inv_freq"] = tuple(values["inv_freq"])
+        return Frequencies(**values)
+
+    @property
+    def pairs(self) -> int:
+        """R/2."""
+        return self.rotary_dim // 2
+
+
+def _radians(frequencies: Frequencies) -> list[Decimal]:
+    """ω in the current decimal context."""
+    if frequencies.inv_freq is not None:
+        return [Decimal(w) for w in frequencies.inv_freq]
+    step = -2 * Decimal(frequencies.base).ln() / frequencies.frequency_dim
+    return [(step * i).exp() for i in range(frequencies.pairs)]
+
+
+@lru_cache(maxsize=256)
+def turns(frequencies: Frequencies) -> npt.NDArray[np.float64]:
+    """ω/2π in four float64 words, shape (4, R/2), read-only."""
+    with localcontext(CONTEXT):
+        words = [split_words(w / TAU, WORDS) for w in _radians(frequencies)]
+    table = np.array(words, dtype=np.float64).reshape(-1, WORDS).T.copy()
+    table.flags.writeable = False
+    return table
+
+
+def radians(frequencies: Frequencies) -> npt.NDArray[np.float64]:
+    """ω in radians per position, each the float64 nearest to the formula's value, shape (R/2,)."""
+    with localcontext(CONTEXT):
+        return np.array([float(w) for w in _radians(frequencies)])

@@ -1,0 +1,189 @@
+"""Positions: what a caller may hand over, read on the host and checked.
+
+Positions are whole or fractional, may be negative, and count as exact float64 numbers up to ±2^53,
+where neighbouring whole numbers are still apart.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rotary import backends
+from rotary.dtypes import WHOLE_DTYPES, dtype_name
+
+LIMIT = 2**53
+
+
+class Rows(NamedTuple):
+    """The rows of a table that a call asks for, as the caller named them."""
+
+    positions: Any
+    offset: Any
+    batch: int | None
+    """Length of x's batch axis; None where x has none."""
+    seq: int
+
+
+class Span(NamedTuple):
+    """The whole positions start … start + length − 1, shared by every batch row."""
+
+    start: int
+    length: int
+
+
+def read_rows(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np.float64]:
+    """Return the positions of a call: a span, or float64 of shape (seq,), (1 or batch, seq)."""
+    if rows.positions is not None and rows.offset is not None:
+        raise ValueError("positions and offset were both given; expected one of them")
+    if rows.positions is None:
+        return _from_offset(rows, backend)
+    values = read(rows.positions, backend, "positions")
+    if rows.batch is None:
+        allowed, expected = {(rows.seq,)}, f"({rows.seq},)"
+    else:
+        allowed = {(rows.seq,), (1, rows.seq), (rows.batch, rows.seq)}
+        expected = f"({rows.seq},) or ({rows.batch}, {rows.seq})"
+    if values.shape not in allowed:
+        raise ValueError(
+            f"positions: got shape {values.shape}, expected {expected} to match the array's "
+            f"(seq,) or (batch, seq)"
+        )
+    return as_span(values)
+
+
+def _from_offset(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np.float64]:
+    if rows.offset is None or type(rows.offset) is int:
+        span = Span(rows.offset or 0, rows.seq)
+        _check_span(span)
+        return span
+    offset = read(rows.offset, backend, "offset")
+    if offset.ndim > 1 or (offset.ndim == 1 and offset.shape != (rows.batch,)):
+        per_row = "" if rows.batch is None else f", or one per batch row, shape ({rows.batch},)"
+        raise ValueError(f"offset: got shape {offset.shape}, expected one number{per_row}")
+    values = offset[..., None] + np.arange(rows.seq, dtype=np.float64)
+    _check_values(values, "offset + seq - 1")
+    return as_span(values)
+
+
+def as_span(values: npt.NDArray[np.float64]) -> Span | npt.NDArray[np.float64]:
+    """Return consecutive whole positions as a span, anything else as it is."""
+    if values.ndim != 1 or values.size == 0 or values[0] != np.rint(values[0]):
+        return values
+    start, length = int(values[0]), values.shape[0]
+    consecutive = np.array_equal(values, np.arange(start, start + length, dtype=np.float64))
+    return Span(start, length) if consecutive else values
+
+
+def read(positions: Any, backend: backends.Backend, name: str) -> npt.NDArray[np.float64]:
+    """Read numbers, a NumPy array or an array of `backend`'s library as checked float64."""
+    host = _to_host(positions, backend, name)
+    kind = dtype_name(host)
+    if kind in ("float16", "bfloat16"):
+        raise TypeError(
+            f"{name}: got dtype {kind}, which cannot tell neighbouring positions apart beyond "
+            f"{2048 if kind == 'float16' else 256}; expected integers, float32 or float64"
+        )
+    if kind not in WHOLE_DTYPES and kind not in ("float32", "float64"):
+        raise TypeError(f"{name}: got dtype {kind}, expected integers, float32 or float64")
+    if kind in ("int64", "uint64") and host.size and max(-int(host.min()), int(host.max())) > LIMIT:
+        raise ValueError(_beyond(name, host))
+    values = np.asarray(host, dtype=np.float64)
+    _check_values(values, name)
+    return values
+
+
+def validate(positions: Any) -> None:
+    """Check the values of positions, waiting for their device if need be.
+
+    Parameters
+    ----------
+    positions : array, list or number
+        Integers, float32 or float64 of any shape.
+
+    Raises
+    ------
+    TypeError
+        If the dtype is a 16-bit float, boolean, complex or not numeric.
+    ValueError
+        If a value is NaN, infinite or beyond ±2^53.
+
+    Examples
+    --------
+    >>> import rotary
+    >>> rotary.validate([0, 1, 2.5, -3])
+    >>> rotary.validate([0.0, float("nan")])
+    Traceback (most recent call last):
+        ...
+    ValueError: positions: got NaN at index 1, expected finite numbers
+    """
+    read(positions, backends.owner_of(_as_array(positions, "positions"), "positions"), "positions")
+
+
+def _to_host(positions: Any, backend: backends.Backend, name: str) -> npt.NDArray[Any]:
+    array = _as_array(positions, name)
+    if isinstance(array, np.ndarray):
+        return array
+    owner = backends.owner_of(array, name)
+    if owner is not backend:
+        raise TypeError(
+            f"{name}: got an array of {owner.name}, expected numbers, a NumPy array or an array "
+            f"of {backend.name}"
+        )
+    if owner.is_traced(array):
+        raise TypeError(
+            f"{name}: got a traced array of {owner.name}, whose values are known only when the "
+            f"compiled program runs; expected values that the host can read"
+        )
+    return owner.to_host(array)
+
+
+def _as_array(positions: Any, name: str) -> Any:
+    if hasattr(positions, "dtype") and hasattr(positions, "shape"):
+        return np.asarray(positions) if isinstance(positions, np.generic) else positions
+    try:
+        array = np.asarray(positions)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected numbers or an array of them: {error}") from error
+    if array.dtype == object and array.size and all(_is_whole(p) for p in array.flat):
+        raise ValueError(f"{name}: got a number beyond ±2^53 = ±{LIMIT}")
+    if array.size == 0:
+        return array.astype(np.float64)
+    return array
+
+
+def _is_whole(number: Any) -> bool:
+    try:
+        operator.index(number)
+    except TypeError:
+        return False
+    return True
+
+
+def _check_span(span: Span) -> None:
+    if span.start < -LIMIT or span.start + span.length - 1 > LIMIT:
+        last = span.start + span.length - 1
+        raise ValueError(f"offset: positions {span.start} … {last} reach beyond ±2^53 = ±{LIMIT}")
+
+
+def _check_values(values: npt.NDArray[np.float64], name: str) -> None:
+    # One pass for the usual case; NaN fails the comparison too.
+    if values.size == 0 or (-LIMIT <= values.min() and values.max() <= LIMIT):
+        return
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad) == 0:
+        raise ValueError(_beyond(name, values))
+    index = tuple(int(i) for i in bad[0])
+    shown = "NaN" if np.isnan(values[index]) else str(values[index])
+    where = f" at index {index[0] if len(index) == 1 else index}" if index else ""
+    raise ValueError(f"{name}: got {shown}{where}, expected finite numbers")
+
+
+def _beyond(name: str, values: npt.NDArray[Any]) -> str:
+    return (
+        f"{name}: got values from {values.min()} to {values.max()}, expected them within "
+        f"±2^53 = ±{LIMIT}"
+    )

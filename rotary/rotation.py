@@ -1,0 +1,241 @@
+"""Rotation of feature pairs by tabulated angles.
+
+    (x1, x2) → (x1·cos − x2·sin, x1·sin + x2·cos)        (RoFormer, arXiv 2104.09864, equation 34)
+
+Each product is rounded, then the sum is rounded, then the result is rounded once to x's dtype:
+fl(fl(x1·c) − fl(x2·s)), never a fused multiply-add.  float16 and bfloat16 are computed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rotary import backends
+from rotary.backends import Backend
+from rotary.dtypes import COMPUTE_DTYPE, dtype_name
+
+LAYOUTS = ("half", "interleaved")
+SIDES = ("leading", "trailing")
+
+
+def rotate(
+    x: Any,
+    cos: Any,
+    sin: Any,
+    *,
+    layout: str = "half",
+    rotary_side: str = "leading",
+    inverse: bool = False,
+    seq_axis: int = -2,
+    out: Any = None,
+) -> Any:
+    """Rotate pairs of features of x by the angles of two tables.
+
+    Parameters
+    ----------
+    x : array, shape (..., seq, dim)
+        float16, bfloat16, float32 or float64, of any library.
+    cos, sin : array, shape (seq, pairs), (batch, seq, pairs) or of x's rank
+        Of x's library, in float32 (float64 for a float64 x).  Rank 2 is shared by all; of rank 3,
+        the first axis is x's first axis; tables of x's rank broadcast as they are.  The leading
+        (or trailing) 2·pairs features rotate, the rest pass through.
+    layout : {"half", "interleaved"}
+        Pairs (i, i + pairs), as GPT-NeoX and Llama in Hugging Face have them, or (2i, 2i + 1), as
+        RoFormer, GPT-J and Meta's Llama.
+    rotary_side : {"leading", "trailing"}
+        Which features rotate when 2·pairs < dim.
+    inverse : bool
+        Rotate by the opposite angle: the adjoint.
+    seq_axis : int
+        The axis of x that the tables' seq axis lines up with; −3 for (batch, seq, heads, dim).
+    out : array, optional
+        Written in place and returned; may be x itself.  Not for immutable arrays or gradients.
+
+    Returns
+    -------
+    array
+        Of x's shape, dtype, library and device.
+
+    Raises
+    ------
+    TypeError
+        For dtypes that do not rotate, tables in another dtype or library.
+    ValueError
+        For shapes that do not meet, an unknown layout or side, an `out` that cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rotary
+    >>> x = np.array([[1.0, 2.0, 3.0, 4.0]], dtype=np.float32)
+    >>> quarter_turn = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
+    >>> rotary.rotate(x, *quarter_turn)
+    array([[-3., -4.,  1.,  2.]], dtype=float32)
+    >>> rotary.rotate(x, *quarter_turn, layout="interleaved")
+    array([[-2.,  1., -4.,  3.]], dtype=float32)
+    """
+    backend = backends.owner_of(x, "x")
+    check_choice("layout", layout, LAYOUTS)
+    check_choice("rotary_side", rotary_side, SIDES)
+    compute = compute_dtype("x", x)
+    axis = sequence_axis("x", x, seq_axis)
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_same_place(name, table, "x", x, backend)
+        if dtype_name(table) != compute:
+            raise TypeError(
+                f"{name}: got dtype {dtype_name(table)}, expected {compute}, the dtype in which "
+                f"x of {dtype_name(x)} is rotated"
+            )
+        _check_table(name, table, x, axis)
+    if tuple(sin.shape) != tuple(cos.shape):
+        raise ValueError(f"sin: got shape {tuple(sin.shape)}, expected cos's {tuple(cos.shape)}")
+    if out is not None:
+        check_out("out", out, x, backend, (x, cos, sin))
+    cos, sin = align(cos, x, axis, backend), align(sin, x, axis, backend)
+    result = rotate_aligned(
+        x, cos, sin, layout=layout, rotary_side=rotary_side, inverse=inverse, backend=backend
+    )
+    return result if out is None else write(out, result)
+
+
+def rotate_aligned(
+    x: Any,
+    cos: Any,
+    sin: Any,
+    *,
+    layout: str,
+    rotary_side: str,
+    inverse: bool,
+    backend: Backend,
+) -> Any:
+    """Rotate x by tables that broadcast with it as they are; nothing is checked."""
+    xp = backend.namespace(x)
+    compute = COMPUTE_DTYPE[dtype_name(x)]
+    rotary_dim = 2 * cos.shape[-1]
+    rest_dim = x.shape[-1] - rotary_dim
+    part = x
+    if rest_dim:
+        part = x[..., :rotary_dim] if rotary_side == "leading" else x[..., rest_dim:]
+
+    wide = part if compute == dtype_name(x) else backend.widen(part, compute)
+    if layout == "half":
+        x1, x2 = wide[..., : rotary_dim // 2], wide[..., rotary_dim // 2 :]
+    else:
+        x1, x2 = wide[..., 0::2], wide[..., 1::2]
+    product = backend.product
+    if inverse:
+        y1, y2 = product(x1, cos) + product(x2, sin), product(x2, cos) - product(x1, sin)
+    else:
+        y1, y2 = product(x1, cos) - product(x2, sin), product(x1, sin) + product(x2, cos)
+    if layout == "half":
+        rotated = xp.concat([y1, y2], axis=-1)
+    else:
+        rotated = xp.reshape(xp.stack([y1, y2], axis=-1), part.shape)
+    if compute != dtype_name(x):
+        rotated = backend.narrow(rotated, x.dtype)
+
+    if not rest_dim:
+        return rotated
+    if rotary_side == "leading":
+        return xp.concat([rotated, x[..., rotary_dim:]], axis=-1)
+    return xp.concat([x[..., :rest_dim], rotated], axis=-1)
+
+
+def align(table: Any, x: Any, axis: int, backend: Backend) -> Any:
+    """Insert axes into a checked table so that its seq axis meets axis `axis` of x."""
+    rank = len(x.shape)
+    if table.ndim == rank or (table.ndim == 2 and axis == rank - 2):
+        return table
+    shape = [1] * rank
+    shape[axis], shape[-1] = table.shape[-2], table.shape[-1]
+    if table.ndim == 3:
+        shape[0] = table.shape[0]
+    return backend.namespace(x).reshape(table, tuple(shape))
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise unless value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
+
+
+def compute_dtype(name: str, x: Any) -> str:
+    """Return the dtype in which x rotates, or raise."""
+    compute = COMPUTE_DTYPE.get(dtype_name(x))
+    if compute is None:
+        raise TypeError(
+            f"{name}: got dtype {dtype_name(x)}, expected one of {', '.join(COMPUTE_DTYPE)}"
+        )
+    return compute
+
+
+def sequence_axis(name: str, x: Any, seq_axis: int) -> int:
+    """Return seq_axis counted from the front, or raise."""
+    rank = len(x.shape)
+    axis = seq_axis + rank if seq_axis < 0 else seq_axis
+    if not 0 <= axis < rank - 1:
+        raise ValueError(
+            f"seq_axis: got {seq_axis} for {name} of shape {tuple(x.shape)}, expected an axis of "
+            f"it other than the last, which holds the features"
+        )
+    return axis
+
+
+def check_same_place(name: str, array: Any, other_name: str, other: Any, backend: Backend) -> None:
+    """Raise unless `array` is of the library and on the device of `other`."""
+    owner = backends.owner_of(array, name)
+    if owner is not backend:
+        raise TypeError(
+            f"{name}: got an array of {owner.name}, expected {other_name}'s library {backend.name}"
+        )
+    mine, its = backend.device_key(array), backend.device_key(other)
+    if mine is not None and its is not None and mine != its:
+        raise ValueError(f"{name}: got device {mine}, expected {other_name}'s device {its}")
+
+
+def check_out(name: str, out: Any, x: Any, backend: Backend, inputs: tuple[Any, ...]) -> None:
+    """Raise unless the rotation of x can be written to out."""
+    check_same_place(name, out, "x", x, backend)
+    if tuple(out.shape) != tuple(x.shape):
+        raise ValueError(f"{name}: got shape {tuple(out.shape)}, expected {tuple(x.shape)}")
+    if out.dtype != x.dtype:
+        raise TypeError(f"{name}: got dtype {dtype_name(out)}, expected {dtype_name(x)}")
+    reason = backend.refuse_out(out, inputs)
+    if reason is not None:
+        raise ValueError(f"{name}: {reason}; leave it out and take the returned array")
+
+
+def write(out: Any, result: Any) -> Any:
+    """Write result to a checked out and return it."""
+    out[...] = result
+    return out
+
+
+def _check_table(name: str, table: Any, x: Any, axis: int) -> None:
+    rank, shape = len(x.shape), tuple(table.shape)
+    if len(shape) not in (2, 3, rank) or len(shape) > rank:
+        raise ValueError(
+            f"{name}: got shape {shape}, expected (seq, pairs), (batch, seq, pairs) or the rank "
+            f"of x's shape {tuple(x.shape)}"
+        )
+    if not 0 < 2 * shape[-1] <= x.shape[-1]:
+        raise ValueError(
+            f"{name}: got shape {shape}, {shape[-1]} pairs, expected 1 to {x.shape[-1] // 2} for "
+            f"x of shape {tuple(x.shape)}"
+        )
+    literal = len(shape) == rank
+    table_seq = shape[axis] if literal else shape[-2]
+    leading = [(i, n) for i, n in enumerate(shape[:-1]) if i != axis] if literal else []
+    if len(shape) == 3 and not literal:
+        if axis == 0:
+            raise ValueError(
+                f"{name}: got shape {shape}, expected (seq, pairs): x of shape {tuple(x.shape)} "
+                f"has its seq axis first and so no batch axis"
+            )
+        leading = [(0, shape[0])]
+    wrong = table_seq != x.shape[axis] or any(n not in (1, x.shape[i]) for i, n in leading)
+    if wrong:
+        raise ValueError(
+            f"{name}: got shape {shape}, which does not meet x of shape {tuple(x.shape)} with its "
+            f"seq axis at {axis}"
+        )

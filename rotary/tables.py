@@ -1,0 +1,178 @@
+"""Tables: positions × frequencies → cos and sin, faithful to the last bit, and what is kept of them.
+
+    cos[n, i] = round(a · cos(p_n · ω_i)),   sin[n, i] = round(a · sin(p_n · ω_i))
+
+with the attention factor a.  The numbers come from :mod:`rotary.exact.circle`; here they are
+arranged, moved to a device and remembered.  No table in proportion to the context is needed for
+truth: rows are kept only because models ask for the same ones again in every layer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rotary.backends import Backend
+from rotary.exact import circle
+from rotary.frequencies import Frequencies, turns
+from rotary.positions import LIMIT, Span
+
+# A block of 256 rows costs 0.7 ms to fill and serves 256 decoding steps.
+BLOCK_ROWS = 256
+CACHE_BYTES = 256 * 2**20
+
+
+def _look_up(table: npt.NDArray[np.float64], cell: npt.NDArray[np.float64]) -> Any:
+    index = cell.astype(np.int64) & (circle.CELLS - 1)
+    return table[0].take(index), table[1].take(index)
+
+
+_circle = circle.bind(rint=np.rint, sign=np.sign, look_up=_look_up, product=np.multiply)
+
+
+def evaluate(
+    frequencies: Frequencies,
+    positions: npt.NDArray[np.float64],
+    dtype: str,
+    factor: float = 1.0,
+) -> npt.NDArray[Any]:
+    """Return cos and sin on the host, shape (2, …, R/2) for positions of shape (…)."""
+    words = turns(frequencies)
+    _check_product(positions, words)
+    table = circle.cosine_table(factor)
+    flat = positions.reshape(-1, 1)
+    out = np.empty((2, flat.shape[0], frequencies.pairs), dtype)
+    # Blocks keep the dozens of intermediates in the processor's cache.
+    for first in range(0, flat.shape[0], BLOCK_ROWS):
+        rows = slice(first, first + BLOCK_ROWS)
+        cell, *rest = _circle.reduce(flat[rows], *words)
+        for which in (0, 1):
+            high, low = _circle.cosine(cell - which * circle.QUARTER, *rest, table)
+            out[which, rows] = _circle.to_float32(high, low) if dtype == "float32" else high + low
+    return out.reshape(2, *positions.shape, frequencies.pairs)
+
+
+def _check_product(positions: npt.NDArray[np.float64], words: npt.NDArray[np.float64]) -> None:
+    """Reduction is exact while position × turns stays within ±2^53."""
+    fastest = float(np.abs(words[0]).max(initial=0.0))
+    if fastest <= 1.0 or positions.size == 0:
+        return
+    farthest = float(np.abs(positions).max())
+    if farthest * fastest > LIMIT:
+        raise ValueError(
+            f"positions: {farthest} at {fastest} turns per position is more than 2^53 turns, "
+            f"beyond which an angle has no meaning"
+        )
+
+
+class TableCache:
+    """The tables used last, up to a number of bytes; safe between threads.
+
+    Two threads that miss at once both compute, and one result is kept: the bits are the same.
+    """
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._bytes
+
+    def get(self, key: Hashable) -> Any:
+        """Return the entry, or None."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            self._entries.move_to_end(key)
+            return entry[0]
+
+    def put(self, key: Hashable, value: Any, nbytes: int) -> None:
+        """Keep the entry, letting go of those unused for longest; too large a one is not kept."""
+        if nbytes > self.limit:
+            return
+        with self._lock:
+            if key in self._entries:
+                return
+            self._entries[key] = (value, nbytes)
+            self._bytes += nbytes
+            while self._bytes > self.limit:
+                _, (_, freed) = self._entries.popitem(last=False)
+                self._bytes -= freed
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
+
+
+cache = TableCache()
+
+
+def cache_key(
+    frequencies: Frequencies, where: Hashable, dtype: str, factor: float, device: Hashable
+) -> Hashable:
+    """Everything that decides the content of a table: leave nothing out."""
+    return frequencies.token, where, dtype, factor, device
+
+
+def look_up(
+    frequencies: Frequencies,
+    positions: Span | npt.NDArray[np.float64],
+    dtype: str,
+    factor: float,
+    like: Any,
+    backend: Backend,
+) -> tuple[Any, Any]:
+    """Return cos and sin, each (…, R/2), in `like`'s library and on its device.
+
+    They may be views of what is kept: not to be written to.
+    """
+    if not isinstance(positions, Span):
+        where = (positions.shape, positions.tobytes())
+        return _kept(frequencies, where, positions, dtype, factor, like, backend)
+    # Whole blocks are kept, so that the steps of decoding share one entry.
+    first = positions.start // BLOCK_ROWS * BLOCK_ROWS
+    stop = positions.start + positions.length
+    count = -(-(stop - first) // BLOCK_ROWS) * BLOCK_ROWS
+    cos, sin = _kept(frequencies, Span(first, count), None, dtype, factor, like, backend)
+    if (first, count) == positions:
+        return cos, sin
+    rows = slice(positions.start - first, stop - first)
+    return cos[rows, :], sin[rows, :]
+
+
+def _kept(
+    frequencies: Frequencies,
+    where: Any,
+    positions: npt.NDArray[np.float64] | None,
+    dtype: str,
+    factor: float,
+    like: Any,
+    backend: Backend,
+) -> tuple[Any, Any]:
+    device = backend.device_key(like)
+    key = cache_key(frequencies, where, dtype, factor, (backend.name, device))
+    pair: tuple[Any, Any] | None = cache.get(key)
+    if pair is not None:
+        return pair
+    if positions is None:
+        positions = np.arange(where.start, where.start + where.length, dtype=np.float64)
+    host = evaluate(frequencies, positions, dtype, factor)
+    pair = backend.to_device(host[0], like), backend.to_device(host[1], like)
+    if device is not None:
+        cache.put(key, pair, host.nbytes)
+    return pair
