@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, cast
 
 from rotary.backends._protocol import Backend
@@ -70,6 +69,9 @@ def _load(kind: type) -> Backend | None:
     for root in roots:
         if root in _SHIMS:
             return cast(Backend, import_module(f"rotary.backends.{_SHIMS[root]}"))
+    # Late: reading the metadata of installed packages costs more than importing the core.
+    from importlib.metadata import entry_points
+
     for root in roots:
         for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=root):
             return cast(Backend, entry_point.load())

@@ -46,14 +46,16 @@ def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
 def widen(x: torch.Tensor, dtype: str) -> torch.Tensor:
     """Return x in the dtype of that name."""
     if torch.compiler.is_compiling():
-        return _Widen.apply(x, getattr(torch, dtype))  # type: ignore[no-any-return]
+        wide: torch.Tensor = _Widen.apply(x, getattr(torch, dtype))  # type: ignore[no-untyped-call]
+        return wide
     return x.to(getattr(torch, dtype))
 
 
 def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return x rounded to a 16-bit dtype."""
     if torch.compiler.is_compiling():
-        return _Narrow.apply(x, dtype)  # type: ignore[no-any-return]
+        rounded: torch.Tensor = _Narrow.apply(x, dtype)  # type: ignore[no-untyped-call]
+        return rounded
     return x.to(dtype)
 
 
@@ -73,7 +75,7 @@ def synchronize(x: torch.Tensor) -> None:
 def deferred_tables(
     token: str, pairs: int, rows: Any, dtype: str, factor: float, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the tables as one opaque operator of the graph: Dynamo follows no lock and no decimal."""
+    """Return the tables as one operator of the graph: Dynamo follows no lock and no decimal."""
     if not torch.compiler.is_compiling():
         return None
     cos, sin = _tables(_positions(rows), token, pairs, dtype, factor, like.device).unbind(0)
@@ -105,13 +107,14 @@ def _tables(
     """Return cos and sin, shape (2, …, pairs), looked up when the compiled program runs."""
     # Late, since the tables stand above the backends.
     from rotary import tables
-    from rotary.backends import _torch
+    from rotary.backends import owner_of
     from rotary.frequencies import Frequencies
     from rotary.positions import as_span, read
 
     like = torch.empty(0, device=device)
-    where = as_span(read(positions, _torch, "positions"))
-    pair = tables.look_up(Frequencies.from_token(token), where, dtype, factor, like, _torch)
+    backend = owner_of(like)
+    where = as_span(read(positions, backend, "positions"))
+    pair = tables.look_up(Frequencies.from_token(token), where, dtype, factor, like, backend)
     return torch.stack(pair)  # a copy: compiled programs reuse the memory of what they get
 
 

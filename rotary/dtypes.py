@@ -1,4 +1,4 @@
-"""Data types by name, so that one text serves libraries whose dtype objects have nothing in common."""
+"""Data types by name: the dtype objects of two libraries have nothing in common."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _names: dict[type, dict[Any, str]] = {}
 
 
 def dtype_name(x: Any) -> str:
-    """Return the bare name of an array's dtype: ``"float32"``, ``"bfloat16"``, ``"int64"`` …"""
+    """Return the bare name of an array's dtype, such as ``"float32"`` or ``"bfloat16"``."""
     names = _names.get(type(x))
     if names is None:
         names = _names[type(x)] = {}

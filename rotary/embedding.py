@@ -1,6 +1,6 @@
 """The rotary embedding: frequencies, tables and rotation joined.
 
-    q_m → R_m q_m,   (R_m q)·(R_n k) = q·R_{n−m} k        (RoFormer, arXiv 2104.09864, section 3.2)
+q_m → R_m q_m,   (R_m q)·(R_n k) = q·R_{n−m} k        (RoFormer, arXiv 2104.09864, section 3.2)
 """
 
 from __future__ import annotations
@@ -114,9 +114,13 @@ class RotaryEmbedding:
     def _supplied_frequencies(self) -> tuple[float, ...]:
         for name, usual in (("base", 10_000.0), ("frequency_dim", None)):
             if getattr(self, name) not in (usual, self.rotary_dim):
-                raise ValueError(f"{name}: got {getattr(self, name)} beside inv_freq, which replaces it")
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)} beside inv_freq, which replaces it"
+                )
         if not isinstance(self.inv_freq, Iterable):
-            raise TypeError(f"inv_freq: got {self.inv_freq!r}, expected {self.rotary_dim // 2} numbers")
+            raise TypeError(
+                f"inv_freq: got {self.inv_freq!r}, expected {self.rotary_dim // 2} numbers"
+            )
         values = tuple(float(w) for w in self.inv_freq)
         if len(values) != self.rotary_dim // 2:
             raise ValueError(
@@ -380,7 +384,7 @@ def _default(value: Any, default: Any) -> Any:
 
 
 def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: got {value!r}, expected a whole number")
     if value <= 0:
         raise ValueError(f"{name}: got {value}, expected a positive number")
@@ -388,8 +392,9 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _positive(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {value!r}, expected a number")
-    if not 0 < value < math.inf:
+    number = float(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"{name}: got {value}, expected a positive, finite number")
-    return float(value)
+    return number

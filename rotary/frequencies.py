@@ -10,7 +10,7 @@ positions), or to the nearest float64 for reading.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
@@ -48,7 +48,7 @@ class Frequencies:
     token: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "token"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         object.__setattr__(self, "token", json.dumps(values))
 
     @staticmethod

@@ -43,7 +43,8 @@ def read_rows(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np.fl
         return _from_offset(rows, backend)
     values = read(rows.positions, backend, "positions")
     if rows.batch is None:
-        allowed, expected = {(rows.seq,)}, f"({rows.seq},)"
+        allowed: set[tuple[int, ...]] = {(rows.seq,)}
+        expected = f"({rows.seq},)"
     else:
         allowed = {(rows.seq,), (1, rows.seq), (rows.batch, rows.seq)}
         expected = f"({rows.seq},) or ({rows.batch}, {rows.seq})"
@@ -171,7 +172,7 @@ def _check_span(span: Span) -> None:
 
 def _check_values(values: npt.NDArray[np.float64], name: str) -> None:
     # One pass for the usual case; NaN fails the comparison too.
-    if values.size == 0 or (-LIMIT <= values.min() and values.max() <= LIMIT):
+    if values.size == 0 or (values.min() >= -LIMIT and values.max() <= LIMIT):
         return
     bad = np.argwhere(~np.isfinite(values))
     if len(bad) == 0:

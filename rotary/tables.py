@@ -1,4 +1,4 @@
-"""Tables: positions × frequencies → cos and sin, faithful to the last bit, and what is kept of them.
+"""Tables: positions × frequencies → cos and sin, faithful to the last bit, and what is kept.
 
     cos[n, i] = round(a · cos(p_n · ω_i)),   sin[n, i] = round(a · sin(p_n · ω_i))
 
