@@ -8,21 +8,15 @@ module that defines their array type.
 
 from __future__ import annotations
 
-import threading
-from importlib import import_module
 from typing import Any, cast
 
 from rotary.backends._protocol import Backend
 
-__all__ = ["Backend", "owner_of"]
+__all__ = ["Backend", "library", "owner_of"]
 
 ENTRY_POINT_GROUP = "rotary.backends"
 
-# Top-level module of the array's type → backend.
-_SHIMS = {"numpy": "_numpy", "torch": "_torch", "jax": "_jax", "jaxlib": "_jax"}
-
 _owners: dict[type, Backend] = {}
-_lock = threading.Lock()
 
 
 def owner_of(array: Any, name: str = "x") -> Backend:
@@ -50,31 +44,56 @@ def owner_of(array: Any, name: str = "x") -> Backend:
     return _find(array, name) if owner is None else owner
 
 
+def library(array: Any) -> str:
+    """Return what to call an array's library in an error."""
+    owner = owner_of(array)
+    return type(array).__module__.partition(".")[0] if owner.name == "generic" else owner.name
+
+
 def _find(array: Any, name: str) -> Backend:
     if not (hasattr(array, "shape") and hasattr(array, "dtype")) or not hasattr(array, "ndim"):
         raise TypeError(
             f"{name}: got {type(array).__module__}.{type(array).__qualname__}, expected an array"
         )
-    with _lock:
-        backend = _load(type(array))
+    backend: Backend | None = _load(type(array))
     if backend is None:
         backend = _generic_if_conforming(array, name)
     _owners[type(array)] = backend
     return backend
 
 
-def _load(kind: type) -> Backend | None:
+def _load(kind: type) -> Any:
     """Return the backend of a type by the modules that define it and its bases, or None."""
     roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
     for root in roots:
-        if root in _SHIMS:
-            return cast(Backend, import_module(f"rotary.backends.{_SHIMS[root]}"))
+        shim = _shim(root)
+        if shim is not None:
+            return shim
     # Late: reading the metadata of installed packages costs more than importing the core.
     from importlib.metadata import entry_points
 
     for root in roots:
         for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=root):
-            return cast(Backend, entry_point.load())
+            return entry_point.load()
+    return None
+
+
+def _shim(root: str) -> Any:
+    """Return the backend for types of this top-level module, or None."""
+    # Import statements, with no lock around them and no cast after them: a compiled call may be
+    # the first one of a program, and torch.compile(fullgraph=True) follows nothing else.
+    if root == "numpy":
+        from rotary.backends import _numpy
+
+        return _numpy
+    if root == "torch":
+        from rotary.backends import _torch
+
+        return _torch
+    if root in ("jax", "jaxlib"):
+        from rotary.backends import _jax
+
+        return _jax
     return None
 
 

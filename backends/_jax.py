@@ -37,6 +37,13 @@ def device_key(x: jax.Array) -> Hashable | None:
     return None if is_traced(x) else (_replicated(x), x.committed)
 
 
+def same_device(x: jax.Array, other: jax.Array) -> bool:
+    """Whether x and other share their devices, or JAX is free to choose them for one."""
+    if is_traced(x) or is_traced(other) or not (x.committed and other.committed):
+        return True
+    return x.sharding.device_set == other.sharding.device_set
+
+
 def is_traced(x: jax.Array) -> bool:
     """Whether x is a tracer."""
     return isinstance(x, jax.core.Tracer)

@@ -25,6 +25,11 @@ def device_key(x: npt.NDArray[Any]) -> Hashable | None:
     return "cpu"
 
 
+def same_device(x: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Return True: there is but one."""
+    return True
+
+
 def to_device(host: npt.NDArray[Any], like: npt.NDArray[Any]) -> Any:
     """Return host itself, read-only from now on."""
     host.flags.writeable = False

@@ -28,6 +28,10 @@ class Backend(Protocol):
         """Return something equal for arrays on the same device; None where x has no device yet."""
         ...
 
+    def same_device(self, x: Any, other: Any, /) -> bool:
+        """Whether x and other, both of this library, meet without a transfer."""
+        ...
+
     def is_traced(self, x: Any, /) -> bool:
         """Whether x's values are known only when a compiled program runs."""
         ...
@@ -40,7 +44,10 @@ class Backend(Protocol):
         ...
 
     def to_host(self, x: Any, /) -> npt.NDArray[Any]:
-        """Return x's values as a NumPy array, waiting for its device."""
+        """Return x's values as a NumPy array, waiting for its device.
+
+        Raises a TypeError that says what was got, where x has none.
+        """
         ...
 
     def product(self, x: Any, factor: Any, /) -> Any:

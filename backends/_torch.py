@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from rotary.backends._generic import is_traced, product
+from rotary.dtypes import dtype_name
 
 __all__ = ["is_traced", "product"]
 
@@ -31,6 +32,11 @@ def device_key(x: torch.Tensor) -> Hashable | None:
     return x.device
 
 
+def same_device(x: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether x and other are on the same device."""
+    return x.device == other.device
+
+
 def to_device(host: npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """Return host on like's device; on CPU it shares the memory."""
     return torch.from_numpy(host).to(like.device)
@@ -39,7 +45,9 @@ def to_device(host: npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
 def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
     """Return x's values as a NumPy array, waiting for its device."""
     if x.dtype == torch.bfloat16:  # unknown to NumPy; any float holds its values, none its name
-        raise TypeError("bfloat16 tensors have no NumPy dtype")
+        raise TypeError("got bfloat16, which has no NumPy dtype")
+    if x.is_meta:
+        raise TypeError("got a tensor on the meta device, which has no values")
     return x.detach().cpu().numpy()
 
 
@@ -63,7 +71,16 @@ def refuse_out(out: torch.Tensor, inputs: tuple[Any, ...]) -> str | None:
     """Why out cannot be written, or None."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *inputs)):
         return "a gradient is recorded, which a write in place would break"
+    if any(step == 0 and length > 1 for step, length in zip(out.stride(), out.shape, strict=True)):
+        return "the tensor is expanded, its elements share memory"
+    if not torch.compiler.is_compiling() and _is_frozen(out):
+        return "the tensor was made in inference mode, which has ended"
     return None
+
+
+def _is_frozen(x: torch.Tensor) -> bool:
+    """Whether x may not be written: Dynamo does not follow these questions."""
+    return x.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def synchronize(x: torch.Tensor) -> None:
@@ -78,26 +95,49 @@ def deferred_tables(
     """Return the tables as one operator of the graph: Dynamo follows no lock and no decimal."""
     if not torch.compiler.is_compiling():
         return None
-    cos, sin = _tables(_positions(rows), token, pairs, dtype, factor, like.device).unbind(0)
+    name, where = _positions(rows)
+    cos, sin = _tables(where, name, token, pairs, dtype, factor, like.device).unbind(0)
     return cos, sin
 
 
-def _positions(rows: Any) -> torch.Tensor:
+def _positions(rows: Any) -> tuple[str, torch.Tensor]:
+    """Return positions, and what to call them; values are checked when the program runs."""
+    from rotary import positions
+
+    positions.check_one_given(rows)
     if rows.positions is not None:
-        return torch.as_tensor(rows.positions)
-    offset = rows.offset
-    if offset is None or isinstance(offset, int):
-        return torch.arange(rows.seq, dtype=torch.int64) + (offset or 0)
+        given = _as_tensor(rows.positions)
+        positions.check_shape(rows, tuple(given.shape))
+        return "positions", given
+    name, offset = f"{rows.offset_name} + seq - 1", rows.offset
+    if offset is None or type(offset) is int:
+        return name, torch.arange(rows.seq, dtype=torch.int64) + (offset or 0)
     steps = torch.arange(rows.seq, dtype=torch.float64)
-    if isinstance(offset, float):
-        return steps + offset
-    offset = torch.as_tensor(offset).to("cpu", torch.float64)
-    return offset[..., None] + steps
+    if type(offset) is float:
+        return name, steps + offset
+    given = _as_tensor(offset)
+    positions.check_dtype(rows.offset_name, dtype_name(given))
+    positions.check_shape(rows, tuple(given.shape))
+    return name, given.to("cpu", torch.float64)[..., None] + steps
+
+
+def _as_tensor(numbers: Any) -> torch.Tensor:
+    if isinstance(numbers, list | tuple):
+        # By default torch would make float32 of Python floats.
+        return torch.tensor(numbers, dtype=torch.float64 if _fractional(numbers) else torch.int64)
+    return torch.as_tensor(numbers)
+
+
+def _fractional(numbers: Any) -> bool:
+    if isinstance(numbers, list | tuple):
+        return any(_fractional(n) for n in numbers)
+    return isinstance(numbers, float)
 
 
 @torch.library.custom_op("rotary::tables", mutates_args=())
 def _tables(
     positions: torch.Tensor,
+    name: str,
     token: str,
     pairs: int,
     dtype: str,
@@ -113,7 +153,7 @@ def _tables(
 
     like = torch.empty(0, device=device)
     backend = owner_of(like)
-    where = as_span(read(positions, backend, "positions"))
+    where = as_span(read(positions, backend, name))
     pair = tables.look_up(Frequencies.from_token(token), where, dtype, factor, like, backend)
     return torch.stack(pair)  # a copy: compiled programs reuse the memory of what they get
 
@@ -121,6 +161,7 @@ def _tables(
 @_tables.register_fake
 def _(
     positions: torch.Tensor,
+    name: str,
     token: str,
     pairs: int,
     dtype: str,

@@ -102,31 +102,31 @@ class RotaryEmbedding:
                 f"rotary_dim: got {self.rotary_dim}, expected an even number up to head_dim = "
                 f"{self.head_dim}"
             )
-        if self.inv_freq is not None:
-            put("inv_freq", self._supplied_frequencies())
         put("base", _positive("base", self.base))
         put("frequency_dim", _whole("frequency_dim", _default(self.frequency_dim, self.rotary_dim)))
+        if self.inv_freq is not None:
+            put("inv_freq", self._supplied_frequencies(self.inv_freq))
         put(
             "_frequencies",
             Frequencies(self.rotary_dim, self.base, self.frequency_dim, self.inv_freq),
         )
 
-    def _supplied_frequencies(self) -> tuple[float, ...]:
-        for name, usual in (("base", 10_000.0), ("frequency_dim", None)):
-            if getattr(self, name) not in (usual, self.rotary_dim):
+    def _supplied_frequencies(self, given: Iterable[Any]) -> tuple[float, ...]:
+        for name, usual in (("base", 10_000.0), ("frequency_dim", self.rotary_dim)):
+            if getattr(self, name) != usual:
                 raise ValueError(
-                    f"{name}: got {getattr(self, name)} beside inv_freq, which replaces it"
+                    f"{name}: got {getattr(self, name)} beside inv_freq, which replaces it; "
+                    f"expected one of them"
                 )
-        if not isinstance(self.inv_freq, Iterable):
+        expected = f"rotary_dim/2 = {self.rotary_dim // 2}"
+        try:
+            values = tuple(float(+w) for w in given)  # float alone would read strings
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
             raise TypeError(
-                f"inv_freq: got {self.inv_freq!r}, expected {self.rotary_dim // 2} numbers"
-            )
-        values = tuple(float(w) for w in self.inv_freq)
+                f"inv_freq: got {type(given).__name__}, expected {expected} numbers: {error}"
+            ) from error
         if len(values) != self.rotary_dim // 2:
-            raise ValueError(
-                f"inv_freq: got {len(values)} frequencies, expected rotary_dim/2 = "
-                f"{self.rotary_dim // 2}"
-            )
+            raise ValueError(f"inv_freq: got {len(values)} frequencies, expected {expected}")
         if not all(map(math.isfinite, values)):
             raise ValueError(f"inv_freq: got {values}, expected finite numbers")
         return values
@@ -226,10 +226,9 @@ class RotaryEmbedding:
         True
         """
         backend, axis, compute = self._check("k", k, seq_axis)
-        position = np.asarray(by)
-        if position.ndim != 0:
-            raise ValueError(f"by: got shape {position.shape}, expected one number")
-        rows = Rows(position.reshape(1), None, None, 1)
+        if by is None:
+            raise TypeError("by: got None, expected a number")
+        rows = Rows(None, by, None, 1, "by")
         cos, sin = self._look_up(rows, compute, k, backend)
         cos, sin = (rotation.align(table, k, axis, backend) for table in (cos, sin))
         return self._rotate_one(k, cos, sin, backend, inverse=False)
@@ -275,7 +274,7 @@ class RotaryEmbedding:
         backend = backends.owner_of(like, "like")
         wanted = rotation.compute_dtype("like", like) if dtype is None else name_of_dtype(dtype)
         if wanted not in ("float32", "float64"):
-            raise ValueError(f"dtype: got {wanted}, expected float32 or float64")
+            raise ValueError(f"dtype: got {dtype!r}, expected float32 or float64")
         where = as_span(read(positions, backend, "positions"))
         cos, sin = _tables.look_up(self._frequencies, where, wanted, 1.0, like, backend)
         # Copies: what is kept must stay as it is.
@@ -377,6 +376,8 @@ def _check_outs(out: Any, q: Any, k: Any, backend: Backend) -> None:
         raise TypeError(f"out: got {type(out).__name__}, expected a pair of arrays, for q and k")
     rotation.check_out("out[0]", out[0], q, backend, (q, k))
     rotation.check_out("out[1]", out[1], k, backend, (q, k))
+    if out[0] is out[1]:
+        raise ValueError("out: got one array twice, expected a pair of arrays, for q and k")
 
 
 def _default(value: Any, default: Any) -> Any:
@@ -394,7 +395,10 @@ def _whole(name: str, value: Any) -> int:
 def _positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {value!r}, expected a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # whole numbers know no infinity
+        number = math.inf
     if not 0 < number < math.inf:
-        raise ValueError(f"{name}: got {value}, expected a positive, finite number")
+        raise ValueError(f"{name}: got {number}, expected a positive, finite number")
     return number

@@ -26,6 +26,7 @@ class Rows(NamedTuple):
     batch: int | None
     """Length of x's batch axis; None where x has none."""
     seq: int
+    offset_name: str = "offset"
 
 
 class Span(NamedTuple):
@@ -37,37 +38,58 @@ class Span(NamedTuple):
 
 def read_rows(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np.float64]:
     """Return the positions of a call: a span, or float64 of shape (seq,), (1 or batch, seq)."""
-    if rows.positions is not None and rows.offset is not None:
-        raise ValueError("positions and offset were both given; expected one of them")
+    check_one_given(rows)
     if rows.positions is None:
         return _from_offset(rows, backend)
     values = read(rows.positions, backend, "positions")
-    if rows.batch is None:
-        allowed: set[tuple[int, ...]] = {(rows.seq,)}
-        expected = f"({rows.seq},)"
-    else:
-        allowed = {(rows.seq,), (1, rows.seq), (rows.batch, rows.seq)}
-        expected = f"({rows.seq},) or ({rows.batch}, {rows.seq})"
-    if values.shape not in allowed:
-        raise ValueError(
-            f"positions: got shape {values.shape}, expected {expected} to match the array's "
-            f"(seq,) or (batch, seq)"
-        )
+    check_shape(rows, values.shape)
     return as_span(values)
 
 
 def _from_offset(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np.float64]:
+    name = rows.offset_name
     if rows.offset is None or type(rows.offset) is int:
         span = Span(rows.offset or 0, rows.seq)
-        _check_span(span)
+        _check_span(span, name)
         return span
-    offset = read(rows.offset, backend, "offset")
-    if offset.ndim > 1 or (offset.ndim == 1 and offset.shape != (rows.batch,)):
-        per_row = "" if rows.batch is None else f", or one per batch row, shape ({rows.batch},)"
-        raise ValueError(f"offset: got shape {offset.shape}, expected one number{per_row}")
+    offset = read(rows.offset, backend, name)
+    check_shape(rows, offset.shape)
     values = offset[..., None] + np.arange(rows.seq, dtype=np.float64)
-    _check_values(values, "offset + seq - 1")
+    _check_values(values, f"{name} + seq - 1")
     return as_span(values)
+
+
+def check_one_given(rows: Rows) -> None:
+    """Raise if positions and offset were both given."""
+    if rows.positions is not None and rows.offset is not None:
+        raise ValueError("positions: got offset too, expected positions or offset")
+
+
+def check_shape(rows: Rows, shape: tuple[int, ...]) -> None:
+    """Raise unless positions, or else an offset, of this shape name a row for each of x's."""
+    seq, batch = rows.seq, rows.batch
+    if rows.positions is None:
+        if shape not in ((), (batch,)):
+            per_row = "" if batch is None else f", or one per batch row, shape ({batch},)"
+            raise ValueError(f"{rows.offset_name}: got shape {shape}, expected one number{per_row}")
+        return
+    if shape != (seq,) and (batch is None or shape not in ((1, seq), (batch, seq))):
+        expected = f"({seq},)" if batch is None else f"({seq},) or ({batch}, {seq})"
+        raise ValueError(
+            f"positions: got shape {shape}, expected {expected} to match the array's (seq,) or "
+            f"(batch, seq)"
+        )
+
+
+def check_dtype(name: str, kind: str) -> None:
+    """Raise unless numbers of the dtype of that name count as positions."""
+    if kind in ("float16", "bfloat16"):
+        raise TypeError(
+            f"{name}: got dtype {kind}, which cannot tell neighbouring positions apart beyond "
+            f"{2048 if kind == 'float16' else 256}; expected integers, float32 or float64"
+        )
+    if kind not in WHOLE_DTYPES and kind not in ("float32", "float64"):
+        raise TypeError(f"{name}: got dtype {kind}, expected integers, float32 or float64")
 
 
 def as_span(values: npt.NDArray[np.float64]) -> Span | npt.NDArray[np.float64]:
@@ -81,15 +103,10 @@ def as_span(values: npt.NDArray[np.float64]) -> Span | npt.NDArray[np.float64]:
 
 def read(positions: Any, backend: backends.Backend, name: str) -> npt.NDArray[np.float64]:
     """Read numbers, a NumPy array or an array of `backend`'s library as checked float64."""
-    host = _to_host(positions, backend, name)
-    kind = dtype_name(host)
-    if kind in ("float16", "bfloat16"):
-        raise TypeError(
-            f"{name}: got dtype {kind}, which cannot tell neighbouring positions apart beyond "
-            f"{2048 if kind == 'float16' else 256}; expected integers, float32 or float64"
-        )
-    if kind not in WHOLE_DTYPES and kind not in ("float32", "float64"):
-        raise TypeError(f"{name}: got dtype {kind}, expected integers, float32 or float64")
+    array = _as_array(positions, name)
+    kind = dtype_name(array)
+    check_dtype(name, kind)
+    host = _to_host(array, backend, name)
     if kind in ("int64", "uint64") and host.size and max(-int(host.min()), int(host.max())) > LIMIT:
         raise ValueError(_beyond(name, host))
     values = np.asarray(host, dtype=np.float64)
@@ -124,22 +141,24 @@ def validate(positions: Any) -> None:
     read(positions, backends.owner_of(_as_array(positions, "positions"), "positions"), "positions")
 
 
-def _to_host(positions: Any, backend: backends.Backend, name: str) -> npt.NDArray[Any]:
-    array = _as_array(positions, name)
+def _to_host(array: Any, backend: backends.Backend, name: str) -> npt.NDArray[Any]:
     if isinstance(array, np.ndarray):
         return array
     owner = backends.owner_of(array, name)
     if owner is not backend:
         raise TypeError(
-            f"{name}: got an array of {owner.name}, expected numbers, a NumPy array or an array "
-            f"of {backend.name}"
+            f"{name}: got an array of {backends.library(array)}, expected numbers, a NumPy array "
+            f"or an array of the library at hand ({backend.name})"
         )
     if owner.is_traced(array):
         raise TypeError(
             f"{name}: got a traced array of {owner.name}, whose values are known only when the "
             f"compiled program runs; expected values that the host can read"
         )
-    return owner.to_host(array)
+    try:
+        return owner.to_host(array)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}, expected values that the host can read") from error
 
 
 def _as_array(positions: Any, name: str) -> Any:
@@ -148,9 +167,15 @@ def _as_array(positions: Any, name: str) -> Any:
     try:
         array = np.asarray(positions)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected numbers or an array of them: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"{name}: got {type(positions).__name__}, expected numbers or an array of them: "
+            f"{reason}"
+        ) from error
     if array.dtype == object and array.size and all(_is_whole(p) for p in array.flat):
-        raise ValueError(f"{name}: got a number beyond ±2^53 = ±{LIMIT}")
+        raise ValueError(
+            f"{name}: got whole numbers of more than 64 bits, expected them within ±2^53 = ±{LIMIT}"
+        )
     if array.size == 0:
         return array.astype(np.float64)
     return array
@@ -164,10 +189,13 @@ def _is_whole(number: Any) -> bool:
     return True
 
 
-def _check_span(span: Span) -> None:
-    if span.start < -LIMIT or span.start + span.length - 1 > LIMIT:
-        last = span.start + span.length - 1
-        raise ValueError(f"offset: positions {span.start} … {last} reach beyond ±2^53 = ±{LIMIT}")
+def _check_span(span: Span, name: str) -> None:
+    last = span.start + span.length - 1
+    if span.start < -LIMIT or last > LIMIT:
+        raise ValueError(
+            f"{name}: got positions from {span.start} to {last}, expected them within "
+            f"±2^53 = ±{LIMIT}"
+        )
 
 
 def _check_values(values: npt.NDArray[np.float64], name: str) -> None:

@@ -8,6 +8,7 @@ fl(fl(x1·c) − fl(x2·s)), never a fused multiply-add.  float16 and bfloat16 a
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from rotary import backends
@@ -155,7 +156,7 @@ def align(table: Any, x: Any, axis: int, backend: Backend) -> Any:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise unless value is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
 
 
@@ -171,8 +172,13 @@ def compute_dtype(name: str, x: Any) -> str:
 
 def sequence_axis(name: str, x: Any, seq_axis: int) -> int:
     """Return seq_axis counted from the front, or raise."""
+    try:
+        axis = operator.index(seq_axis)
+    except TypeError as error:
+        raise TypeError(f"seq_axis: got {seq_axis!r}, expected a whole number") from error
     rank = len(x.shape)
-    axis = seq_axis + rank if seq_axis < 0 else seq_axis
+    if axis < 0:
+        axis += rank
     if not 0 <= axis < rank - 1:
         raise ValueError(
             f"seq_axis: got {seq_axis} for {name} of shape {tuple(x.shape)}, expected an axis of "
@@ -184,13 +190,16 @@ def sequence_axis(name: str, x: Any, seq_axis: int) -> int:
 def check_same_place(name: str, array: Any, other_name: str, other: Any, backend: Backend) -> None:
     """Raise unless `array` is of the library and on the device of `other`."""
     owner = backends.owner_of(array, name)
-    if owner is not backend:
+    # One backend may serve several libraries.
+    if owner is not backend or owner.namespace(array) is not backend.namespace(other):
         raise TypeError(
-            f"{name}: got an array of {owner.name}, expected {other_name}'s library {backend.name}"
+            f"{name}: got an array of {backends.library(array)}, expected {other_name}'s library "
+            f"{backends.library(other)}"
         )
-    mine, its = backend.device_key(array), backend.device_key(other)
-    if mine is not None and its is not None and mine != its:
-        raise ValueError(f"{name}: got device {mine}, expected {other_name}'s device {its}")
+    if not backend.same_device(array, other):
+        raise ValueError(
+            f"{name}: got device {array.device}, expected {other_name}'s device {other.device}"
+        )
 
 
 def check_out(name: str, out: Any, x: Any, backend: Backend, inputs: tuple[Any, ...]) -> None:

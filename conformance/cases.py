@@ -1,0 +1,296 @@
+"""Every variant, once, as data: what is called, on which numbers, and what is held to what."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rotary.conformance import oracle
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+EAGER = ("eager", "eager, x64")
+EAGER_AND_COMPILED = (*EAGER, "compiled", "compiled, x64")
+VALUES = (*EAGER_AND_COMPILED, "in place")
+FAR = 10**5
+
+Positions = Callable[[oracle.Angles], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One variant.
+
+    Attributes
+    ----------
+    id : str
+        ``kind/name``; patterns on the command line match it.
+    kind : {"tables", "rotation", "table gradient"}
+        What is called.
+    embedding : mapping
+        Arguments of ``RotaryEmbedding``.
+    comment : str
+        The mistake that this case catches.
+    call : {"call", "inverse", "shift", "query and key", "strided", "rotate by head"}
+        How it is called.
+    arguments : mapping
+        Keywords of the call, as the library takes them.
+    positions : callable
+        The same positions as numbers: frequencies → (seq,) or (batch, seq).
+    values : {"normal", "special", "subnormal", "cancelling", "none"}
+        What x holds.
+    seq, batch, heads : int or None
+        Lengths; the number of heads grows with the elements asked for.
+    head_first : bool
+        Whether heads stand before seq; otherwise the call has ``seq_axis=-3``.
+    ways : tuple of str, optional
+        Ways of running; all by default.
+    dtypes : tuple of str
+        Of x.
+    """
+
+    id: str
+    kind: str
+    comment: str
+    embedding: Mapping[str, Any] = field(default_factory=dict)
+    call: str = "call"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    positions: Positions = lambda angles: np.arange(64.0)
+    values: str = "normal"
+    batch: int | None = 2
+    head_first: bool = True
+    ways: tuple[str, ...] | None = VALUES
+    dtypes: tuple[str, ...] = DTYPES
+
+    @property
+    def angles(self) -> oracle.Angles:
+        """The frequencies, as the oracle reads them."""
+        e = self.embedding
+        return oracle.Angles(
+            e.get("rotary_dim", self.head_dim),
+            e.get("base", 10_000.0),
+            e.get("frequency_dim"),
+            e.get("inv_freq"),
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return int(self.embedding["head_dim"])
+
+    @property
+    def where(self) -> npt.NDArray[np.float64]:
+        """The positions, float64 of shape (seq,) or (batch, seq)."""
+        return np.asarray(self.positions(self.angles), np.float64)
+
+    @property
+    def level(self) -> str:
+        """How results are compared."""
+        return "bound" if self.kind == "table gradient" else "bitwise"
+
+    def shape(self, elements: int) -> tuple[int, ...]:
+        """Return x's shape for about so many elements."""
+        seq = self.where.shape[-1]
+        per_head = (self.batch or 1) * seq * self.head_dim
+        heads = max(2, -(-elements // per_head))
+        heads += heads % 2  # divisible among two devices
+        middle = (heads, seq) if self.head_first else (seq, heads)
+        return (*(() if self.batch is None else (self.batch,)), *middle, self.head_dim)
+
+    def random(self) -> np.random.Generator:
+        """Return this case's own source of numbers."""
+        return np.random.default_rng(zlib.crc32(self.id.encode()))
+
+
+def _from(start: float) -> Positions:
+    return lambda angles: start + np.arange(64.0)
+
+
+def _these(*positions: Any) -> Positions:
+    return lambda angles: positions
+
+
+def _near_zeros(angles: oracle.Angles) -> list[float]:
+    """64 of the positions at which a cosine or a sine is nearly zero, whole and fractional."""
+    whole = oracle.worst_positions(angles, [0], 53)
+    fractional = oracle.worst_positions(angles, [-40, -20, -3], 53)
+    return [*whole[:: max(1, len(whole) // 40)][:40], *fractional[:: len(fractional) // 24][:24]]
+
+
+def _all_near_zeros(angles: oracle.Angles) -> list[float]:
+    whole = oracle.worst_positions(angles, [0], 53)
+    return [*whole, *(-p for p in whole[::7])]
+
+
+def _mixed(angles: oracle.Angles) -> npt.NDArray[np.float64]:
+    """Small, long, negative and fractional positions."""
+    rng = np.random.default_rng(7)
+    return np.concatenate(
+        [
+            np.arange(-40.0, 40.0),
+            rng.integers(0, 2**17, 40).astype(float),
+            rng.integers(-(2**31), 2**31, 40).astype(float),
+            rng.integers(-(2**53), 2**53, 40).astype(float),
+            rng.uniform(-1e6, 1e6, 40),
+            2.0 ** rng.uniform(-60, 53, 40),
+        ]
+    )
+
+
+_SCATTERED = [float(p) for p in (*range(63, 31, -1), *range(-5, 25), 3, 3)]
+_FRACTIONS = [i / 3 - 7.25 for i in range(64)]
+_SUPPLIED = tuple(0.9**i for i in range(16))
+
+_PLAIN = {"head_dim": 64}
+
+
+def _tables() -> Iterable[Case]:
+    def case(name: str, comment: str, positions: Positions, **embedding: Any) -> Case:
+        return Case(
+            f"tables/{name}",
+            "tables",
+            comment,
+            {**_PLAIN, **embedding},
+            positions=positions,
+            values="none",
+            ways=EAGER,
+            dtypes=("float32", "float64"),
+        )
+
+    yield case("whole", "float32 angles", _from(0))
+    yield case("other-base", "a cache key without base", _from(0), base=500_000.0)
+    yield case("mixed", "range reduction; positions in float32", _mixed)
+    yield case("near-zero", "relative accuracy next to every zero", _all_near_zeros)
+    yield case("per-row", "row-wise positions", _these(_FRACTIONS, _SCATTERED))
+    yield case("base-1e7", "long wavelengths", _mixed, head_dim=128, base=1e7)
+    yield case(
+        "supplied", "frequencies supplied as numbers", _mixed, rotary_dim=32, inv_freq=_SUPPLIED
+    )
+
+
+def _rotations() -> Iterable[Case]:
+    def case(name: str, comment: str, embedding: Mapping[str, Any] = {}, **rest: Any) -> Case:
+        return Case(f"rotation/{name}", "rotation", comment, {**_PLAIN, **embedding}, **rest)
+
+    part = {"rotary_dim": 32}
+    trailing = {**part, "rotary_side": "trailing"}
+    interleaved = {"layout": "interleaved"}
+    yield case("half", "a contracted FMA; the wrong layout", ways=None)
+    yield case("interleaved", "the wrong layout; a half write", interleaved, ways=None)
+    yield case("other-base", "a cache key without base", {"base": 500_000.0})
+    yield case("half-leading", "rotated features that should pass", part)
+    yield case("half-trailing", "the wrong side", trailing)
+    yield case("interleaved-leading", "rotated features that should pass", {**interleaved, **part})
+    yield case("interleaved-trailing", "the wrong side", {**interleaved, **trailing}, ways=None)
+    yield case(
+        "frequency-dim",
+        "the denominator of an odd partial dimension",
+        {"head_dim": 70, "rotary_dim": 22, "frequency_dim": 21},
+    )
+    yield case("supplied", "frequencies supplied as numbers", {**part, "inv_freq": _SUPPLIED})
+    yield case("offset", "an offset off by one", arguments={"offset": 77}, positions=_from(77))
+    yield case(
+        "far", "bfloat16 or float32 positions", arguments={"offset": FAR}, positions=_from(FAR)
+    )
+    yield case(
+        "offset-fraction",
+        "a truncated offset",
+        arguments={"offset": -2.5},
+        positions=_from(-2.5),
+    )
+    yield case(
+        "offset-per-row",
+        "one offset for all rows",
+        arguments={"offset": [5, 1000]},
+        positions=_these(range(5, 69), range(1000, 1064)),
+        ways=None,
+    )
+    yield case(
+        "positions",
+        "positions taken for a range",
+        arguments={"positions": _SCATTERED},
+        positions=_these(*_SCATTERED),
+    )
+    yield case(
+        "positions-per-row",
+        "row-wise positions",
+        arguments={"positions": [_FRACTIONS, _SCATTERED]},
+        positions=_these(_FRACTIONS, _SCATTERED),
+    )
+    near_zeros = _near_zeros(oracle.Angles(64))
+    yield case(
+        "near-zero",
+        "relative accuracy next to every zero",
+        arguments={"positions": near_zeros},
+        positions=_these(*near_zeros),
+    )
+    yield case("inverse", "the direction", call="inverse")
+    yield case(
+        "shift",
+        "the direction of a shift",
+        call="shift",
+        arguments={"by": -9},
+        positions=lambda angles: np.full(64, -9.0),
+        ways=EAGER_AND_COMPILED,
+    )
+    yield case(
+        "seq-axis",
+        "positions along the heads",
+        arguments={"seq_axis": -3},
+        head_first=False,
+    )
+    yield case(
+        "packed",
+        "positions along the heads",
+        arguments={"seq_axis": -3, "positions": _SCATTERED},
+        positions=_these(*_SCATTERED),
+        head_first=False,
+        batch=None,
+    )
+    yield case(
+        "query-and-key",
+        "fewer key heads than query heads",
+        call="query and key",
+        ways=EAGER_AND_COMPILED,
+    )
+    yield case("strided", "input that is not contiguous", call="strided", ways=EAGER)
+    yield case("by-head", "tables of x's rank", call="rotate by head", ways=EAGER_AND_COMPILED)
+    yield case("special-values", "infinities, NaN and signed zeros", values="special")
+    yield case("subnormal", "flushed subnormal numbers", values="subnormal")
+    yield case("cancelling", "a contracted FMA", values="cancelling", ways=None)
+
+
+def _gradients() -> Iterable[Case]:
+    for layout in ("half", "interleaved"):
+        yield Case(
+            f"gradient/tables-{layout}",
+            "table gradient",
+            "learned frequencies: a lost or doubled term",
+            {**_PLAIN, "layout": layout},
+            ways=("table gradient",),
+            dtypes=("float32", "float64"),
+        )
+
+
+def every() -> tuple[Case, ...]:
+    """Return all cases."""
+    return (*_tables(), *_rotations(), *_gradients())
+
+
+def select(patterns: Iterable[str]) -> tuple[Case, ...]:
+    """Return the cases whose id is one of the patterns or matches it (``*``, ``rotation/*``)."""
+    cases = every()
+    chosen: list[Case] = []
+    for pattern in patterns:
+        matching = [case for case in cases if fnmatchcase(case.id, pattern)]
+        if not matching:
+            raise ValueError(
+                f"case: {pattern!r} matches none of {', '.join(case.id for case in cases)}"
+            )
+        chosen += [case for case in matching if case not in chosen]
+    return tuple(chosen)

@@ -1,0 +1,84 @@
+"""Array libraries as the suite runs them: arrays in and out, and every way to run a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy.typing as npt
+
+# Name on the command line → (file here, module that must be importable).
+KNOWN = {
+    "numpy": ("_numpy", "numpy"),
+    "torch": ("_torch", "torch"),
+    "jax": ("_jax", "jax"),
+    "array-api-strict": ("_strict", "array_api_strict"),
+}
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a function f of one array.
+
+    Attributes
+    ----------
+    name : str
+        Such as "eager" or "compiled gradient".
+    quantity : {"value", "adjoint", "tangent", "chain"}
+        What comes out: f(x); the gradient of ⟨f(x), direction⟩; the derivative of f along
+        direction; f(f(x)).
+    run : callable
+        ``run(f, x, direction)`` on arrays of the library.
+    refused : mapping of str to str
+        dtype → why this way cannot run with it.
+    unavailable : str, optional
+        Why it cannot run at all on this machine.
+    """
+
+    name: str
+    quantity: str
+    run: Callable[..., Any]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    unavailable: str | None = None
+
+
+@dataclass(frozen=True)
+class Library:
+    """An array library under test."""
+
+    name: str
+    version: str
+    dtypes: tuple[str, ...]
+    from_host: Callable[[npt.NDArray[Any]], Any]
+    to_host: Callable[[Any], npt.NDArray[Any]]
+    ways: tuple[Way, ...]
+    table_gradient: Callable[[Function, Any, Any, Any, Any], tuple[Any, Any]] | None = None
+    """``(f, x, cos, sin, direction)`` → gradients of ⟨f(x, cos, sin), direction⟩ by cos and sin."""
+
+
+class NotInstalledError(Exception):
+    """A library that was asked for cannot be imported."""
+
+
+def installed() -> list[str]:
+    """Return the names of the known libraries that this environment has."""
+    return [name for name, (_, module) in KNOWN.items() if find_spec(module) is not None]
+
+
+def load(name: str) -> Library:
+    """Return a library by name, or raise :class:`NotInstalledError` saying why not."""
+    if name not in KNOWN:
+        raise NotInstalledError(f"backend {name!r} is unknown; known are {', '.join(KNOWN)}")
+    file, module = KNOWN[name]
+    try:
+        library: Library = import_module(f"{__name__}.{file}").library()
+    except ImportError as error:
+        raise NotInstalledError(
+            f"backend {name!r} was asked for, but {module} cannot be imported: {error}"
+        ) from error
+    return library

@@ -1,0 +1,122 @@
+"""JAX: eager, jitted, vmapped, scanned, sharded, differentiated both ways; x64 off and on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rotary.conformance.libraries import Function, Library, Way
+
+if "jax" not in sys.modules and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
+    # Two devices on the host, so that sharded programs can be run on any machine.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=2".strip()
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_NEEDS_X64 = {"float64": "JAX has no float64 with x64 off"}
+
+
+def library() -> Library:
+    """Return JAX on its default device."""
+    one_device = None
+    if len(jax.devices()) < 2:
+        one_device = "one device only; XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two"
+    ways = []
+    for name, quantity, run in (
+        ("eager", "value", _eager),
+        ("compiled", "value", _compiled),
+        ("compiled chain", "chain", _compiled_chain),
+        ("vmapped", "value", _vmapped),
+        ("scanned", "value", _scanned),
+        ("gradient", "adjoint", _gradient),
+        ("compiled gradient", "adjoint", _compiled_gradient),
+        ("vmapped gradient", "adjoint", _vmapped_gradient),
+        ("compiled tangent", "tangent", _compiled_tangent),
+        ("sharded", "value", _sharded),
+    ):
+        unavailable = one_device if run is _sharded else None
+        ways.append(Way(name, quantity, _with_x64(False, run), _NEEDS_X64, unavailable))
+        ways.append(Way(f"{name}, x64", quantity, _with_x64(True, run), {}, unavailable))
+    return Library(
+        name="jax",
+        version=jax.__version__,
+        dtypes=("float16", "bfloat16", "float32", "float64"),
+        from_host=np.asarray,  # each way makes its own arrays, under its own x64 setting
+        to_host=np.asarray,
+        ways=tuple(ways),
+        table_gradient=_with_x64(True, _table_gradient),
+    )
+
+
+def _with_x64(on: bool, run: Callable[..., Any]) -> Callable[..., Any]:
+    def under(f: Function, *arrays: Any) -> Any:
+        with jax.enable_x64(on):
+            return jax.tree.map(np.asarray, run(f, *map(jnp.asarray, arrays)))
+
+    return under
+
+
+def _eager(f: Function, x: Any, direction: Any) -> Any:
+    return f(x)
+
+
+def _compiled(f: Function, x: Any, direction: Any) -> Any:
+    return jax.jit(f)(x)
+
+
+def _compiled_chain(f: Function, x: Any, direction: Any) -> Any:
+    return jax.jit(lambda x: f(f(x)))(x)
+
+
+def _vmapped(f: Function, x: Any, direction: Any) -> Any:
+    return jax.jit(jax.vmap(f, in_axes=1, out_axes=1))(x)
+
+
+def _scanned(f: Function, x: Any, direction: Any) -> Any:
+    _, y = jax.jit(lambda x: lax.scan(lambda _, one: (None, f(one)), None, x))(
+        jnp.moveaxis(x, 1, 0)
+    )
+    return jnp.moveaxis(y, 0, 1)
+
+
+def _pull_back(f: Function) -> Function:
+    return lambda x, direction: jax.vjp(f, x)[1](direction)[0]
+
+
+def _gradient(f: Function, x: Any, direction: Any) -> Any:
+    return _pull_back(f)(x, direction)
+
+
+def _compiled_gradient(f: Function, x: Any, direction: Any) -> Any:
+    return jax.jit(_pull_back(f))(x, direction)
+
+
+def _vmapped_gradient(f: Function, x: Any, direction: Any) -> Any:
+    return jax.jit(jax.vmap(_pull_back(f), in_axes=1, out_axes=1))(x, direction)
+
+
+def _compiled_tangent(f: Function, x: Any, direction: Any) -> Any:
+    return jax.jit(lambda x, t: jax.jvp(f, (x,), (t,))[1])(x, direction)
+
+
+def _sharded(f: Function, x: Any, direction: Any) -> Any:
+    mesh = Mesh(np.array(jax.devices()[:2]), ("heads",))
+    return jax.jit(f)(jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "heads"))))
+
+
+def _table_gradient(f: Function, x: Any, cos: Any, sin: Any, direction: Any) -> tuple[Any, Any]:
+    def by_tables(cos: Any, sin: Any) -> Any:
+        return f(x, cos, sin)
+
+    gradients: tuple[Any, Any] = jax.jit(lambda c, s, d: jax.vjp(by_tables, c, s)[1](d))(
+        cos, sin, direction
+    )
+    return gradients

@@ -1,0 +1,88 @@
+"""torch: eager, in place, compiled, vmapped, and the gradients of these."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rotary.conformance.libraries import Function, Library, Way
+from rotary.conformance.libraries._numpy import eager, in_place
+
+
+def library() -> Library:
+    """Return torch on CPU."""
+    no_compiler = None
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        no_compiler = "torch.compile needs a C++ compiler, and none is installed"
+    return Library(
+        name="torch",
+        version=torch.__version__,
+        dtypes=("float16", "bfloat16", "float32", "float64"),
+        from_host=_from_host,
+        to_host=_to_host,
+        ways=(
+            Way("eager", "value", eager),
+            Way("in place", "value", in_place),
+            Way("vmapped", "value", _vmapped),
+            Way("gradient", "adjoint", _gradient),
+            Way("tangent", "tangent", _tangent),
+            Way("compiled", "value", _compiled, unavailable=no_compiler),
+            Way("compiled chain", "chain", _compiled_chain, unavailable=no_compiler),
+            Way("compiled gradient", "adjoint", _compiled_gradient, unavailable=no_compiler),
+        ),
+        table_gradient=_table_gradient,
+    )
+
+
+def _from_host(host: npt.NDArray[Any]) -> torch.Tensor:
+    if host.dtype == ml_dtypes.bfloat16:  # unknown to torch: hand over the bits
+        return torch.from_numpy(host.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(host.copy())
+
+
+def _to_host(x: torch.Tensor) -> npt.NDArray[Any]:
+    x = x.detach()
+    if x.dtype == torch.bfloat16:
+        return x.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
+
+
+def _vmapped(f: Function, x: torch.Tensor, direction: Any) -> Any:
+    return torch.func.vmap(f, in_dims=1, out_dims=1)(x)
+
+
+def _gradient(f: Function, x: torch.Tensor, direction: torch.Tensor) -> Any:
+    leaf = x.detach().requires_grad_()
+    return torch.autograd.grad(f(leaf), leaf, direction)[0]
+
+
+def _tangent(f: Function, x: torch.Tensor, direction: torch.Tensor) -> Any:
+    return torch.func.jvp(f, (x,), (direction,))[1]
+
+
+def _compile(f: Function) -> Function:
+    torch.compiler.reset()  # every case is a program of its own, not a recompilation
+    return torch.compile(f, fullgraph=True)
+
+
+def _compiled(f: Function, x: torch.Tensor, direction: Any) -> Any:
+    return _compile(lambda x: f(x))(x)
+
+
+def _compiled_chain(f: Function, x: torch.Tensor, direction: Any) -> Any:
+    return _compile(lambda x: f(f(x)))(x)
+
+
+def _compiled_gradient(f: Function, x: torch.Tensor, direction: torch.Tensor) -> Any:
+    return _gradient(_compile(lambda x: f(x)), x, direction)
+
+
+def _table_gradient(f: Function, x: Any, cos: Any, sin: Any, direction: Any) -> tuple[Any, Any]:
+    cos, sin = cos.detach().requires_grad_(), sin.detach().requires_grad_()
+    by_cos, by_sin = torch.autograd.grad(f(x, cos, sin), (cos, sin), direction)
+    return by_cos, by_sin

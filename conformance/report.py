@@ -1,0 +1,172 @@
+"""What a run found: in the terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import rotary
+from rotary.conformance.runner import Cell
+
+SCHEMA = 1
+_SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """All cells of a run.
+
+    Attributes
+    ----------
+    cells : tuple of Cell
+    versions : dict
+        Library → version.
+    elements : int
+        Numbers a rotation was asked to have.
+    seconds : float
+    """
+
+    cells: tuple[Cell, ...]
+    versions: dict[str, str]
+    elements: int
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether something was run and everything that was run holds."""
+        return bool(self.run) and not self.failures
+
+    @property
+    def run(self) -> tuple[Cell, ...]:
+        """The cells that were run."""
+        return tuple(cell for cell in self.cells if cell.verdict != "not run")
+
+    @property
+    def failures(self) -> tuple[Cell, ...]:
+        """The cells that fail or could not be computed."""
+        return tuple(cell for cell in self.cells if cell.verdict in ("fails", "error"))
+
+    @property
+    def differing(self) -> int:
+        """Numbers outside their level, all cells together."""
+        return sum(cell.differing for cell in self.cells)
+
+    def to_json(self) -> str:
+        """Return the whole report as JSON."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "rotary": rotary.__version__,
+                "python": platform.python_version(),
+                "machine": f"{platform.system()} {platform.machine()}",
+                "versions": self.versions,
+                "elements": self.elements,
+                "seconds": self.seconds,
+                "holds": self.holds,
+                "cells": [asdict(cell) for cell in self.cells],
+            },
+            indent=1,
+        )
+
+    def show(self, console: Console, *, every_cell: bool = False) -> None:
+        """Print a table of cases by libraries, then what fails and what was not run."""
+        if every_cell:
+            console.print(_cells(self.run))
+        console.print(_summary(self))
+        _show_failures(self.failures, console)
+        _show_not_run(self.cells, console)
+        _show_flushed(self.run, console)
+        style, word = ("bold green", "holds") if self.holds else ("bold red", "fails")
+        compared = sum(cell.elements for cell in self.run)
+        console.print(
+            f"[{style}]{word}[/]: {self.differing:,} of {compared:,} numbers differ, "
+            f"{len(self.failures)} of {len(self.run)} cells fail, {self.seconds:.0f} s"
+        )
+
+
+def _summary(report: Report) -> Table:
+    table = Table(
+        caption="numbers that differ (largest error) · cells of dtype and way", pad_edge=False
+    )
+    table.add_column("case", no_wrap=True)
+    for library, version in report.versions.items():
+        table.add_column(f"{library}\n{version}", justify="right")
+    for case in dict.fromkeys(cell.case for cell in report.cells):
+        cells = [cell for cell in report.run if cell.case == case]
+        found = [_found([c for c in cells if c.library == library]) for library in report.versions]
+        table.add_row(case, *found)
+    return table
+
+
+def _found(cells: list[Cell]) -> str:
+    """Show the cells of one case and library."""
+    if not cells:
+        return "–"
+    count = f"[dim]· {len(cells)}[/]"
+    if any(cell.verdict == "error" for cell in cells):
+        return f"[bold red]error[/] {count}"
+    differing = sum(cell.differing for cell in cells)
+    if differing:
+        return f"[bold red]{differing:,}[/] {count}"
+    errors = {c.level.split()[0]: c.worst for c in sorted(cells, key=lambda cell: cell.worst)}
+    shown = {"ulp": " ({:.3f} ulp)", "bound": " ({:.2g} of bound)"}
+    return (
+        f"[green]0[/]{''.join(shown[k].format(e) for k, e in errors.items() if k in shown)} {count}"
+    )
+
+
+def _cells(cells: Iterable[Cell]) -> Table:
+    table = Table(pad_edge=False)
+    for heading in ("library", "case", "dtype", "way", "level", "worst", "verdict"):
+        table.add_column(heading, justify="right" if heading == "worst" else "left")
+    for cell in cells:
+        verdict = f"[{'green' if cell.verdict == 'holds' else 'red'}]{cell.verdict}[/]"
+        worst = f"{cell.worst:.3g}"
+        table.add_row(cell.library, cell.case, cell.dtype, cell.way, cell.level, worst, verdict)
+    return table
+
+
+def _show_failures(failures: Iterable[Cell], console: Console) -> None:
+    failures = list(failures)
+    for cell in failures[:_SHOWN_FAILURES]:
+        found = next(iter(cell.detail.splitlines()), "")
+        if cell.verdict == "fails":
+            where = "" if cell.worst_index is None else f" at {list(cell.worst_index)}"
+            found = (
+                f"{cell.differing:,} of {cell.elements:,} differ, worst {cell.worst:.3g}{where}: "
+                f"{found}"
+            )
+        again = (
+            f"rotary check --backend {cell.library} --case {cell.case} --dtype {cell.dtype} "
+            f"--way '{cell.way}'"
+        )
+        console.print(f"[red]{cell.verdict}[/] {escape(f'{cell.name}: {found}')}", soft_wrap=True)
+        console.print(f"  {again}", style="dim", soft_wrap=True)
+    if len(failures) > _SHOWN_FAILURES:
+        console.print(f"… and {len(failures) - _SHOWN_FAILURES} more")
+
+
+def _show_not_run(cells: Iterable[Cell], console: Console) -> None:
+    reasons = Counter((c.library, c.detail) for c in cells if c.verdict == "not run")
+    for (library, reason), count in reasons.items():
+        console.print(
+            f"not run: {library}, {count} cells: {escape(reason)}", style="dim", soft_wrap=True
+        )
+
+
+def _show_flushed(cells: Iterable[Cell], console: Console) -> None:
+    flushed: Counter[tuple[str, str]] = Counter()
+    for cell in cells:
+        if cell.flushed:
+            flushed[cell.library, cell.dtype] += cell.flushed
+    for (library, dtype), count in flushed.items():
+        console.print(
+            f"flush: {library} gives zero for {count:,} subnormal {dtype} numbers", style="dim"
+        )

@@ -1,0 +1,293 @@
+"""Runs cases: library × case × dtype × way of running, each a cell with its verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import rotary
+from rotary.conformance import cases as all_cases
+from rotary.conformance import compare, libraries, oracle, subject
+from rotary.conformance.cases import Case
+from rotary.conformance.libraries import Library, Way
+
+ELEMENTS = 10**5
+FLOAT64_ULPS = 0.501
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison, or the reason why there was none.
+
+    Attributes
+    ----------
+    library, case, dtype, way : str
+        What was run.
+    level : str
+        "bitwise", "ulp <= 0.501" or "bound".
+    verdict : {"holds", "fails", "error", "not run"}
+    elements, differing, flushed : int
+        Numbers compared, those outside the level, and subnormal ones that came out as zero.
+    worst : float
+        Largest difference: in ulps, or as a share of the bound.
+    worst_index : tuple of int, optional
+        Where it is.
+    detail : str
+        Expected and got at that place; or the reason or the error.
+    seconds : float
+        Time of the call, compilation included.
+    """
+
+    library: str
+    case: str
+    dtype: str
+    way: str
+    level: str
+    verdict: str
+    elements: int = 0
+    differing: int = 0
+    flushed: int = 0
+    worst: float = 0.0
+    worst_index: tuple[int, ...] | None = None
+    detail: str = ""
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The cell in one line."""
+        return f"{self.library} / {self.case} / {self.dtype} / {self.way}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell that is to be run."""
+
+    library: Library
+    case: Case
+    dtype: str
+    way: Way
+
+
+def plan(
+    chosen_libraries: Iterable[Library],
+    cases: Iterable[Case],
+    dtypes: Iterable[str],
+    ways: Iterable[str] | None = None,
+) -> Iterator[Task | Cell]:
+    """Yield what is to be run, and cells "not run" with their reasons."""
+    cases, dtypes = tuple(cases), tuple(dtypes)
+    wanted = None if ways is None else set(ways)
+    for library in chosen_libraries:
+        for case in cases:
+            for dtype in (d for d in case.dtypes if d in dtypes):
+                for way in _ways(library, case):
+                    if wanted is not None and way.name not in wanted:
+                        continue
+                    reason = _reason_not_to_run(library, dtype, way)
+                    if reason is None:
+                        yield Task(library, case, dtype, way)
+                    else:
+                        yield Cell(
+                            library.name,
+                            case.id,
+                            dtype,
+                            way.name,
+                            case.level,
+                            "not run",
+                            detail=reason,
+                        )
+
+
+def _ways(library: Library, case: Case) -> tuple[Way, ...]:
+    if case.kind == "table gradient":
+        gradient = library.table_gradient
+        return () if gradient is None else (Way("table gradient", "table gradient", gradient),)
+    return tuple(way for way in library.ways if case.ways is None or way.name in case.ways)
+
+
+def _reason_not_to_run(library: Library, dtype: str, way: Way) -> str | None:
+    if dtype not in library.dtypes:
+        return f"{library.name} has no {dtype}"
+    return way.unavailable or way.refused.get(dtype)
+
+
+def run_task(task: Task, elements: int, make: subject.Make) -> Cell:
+    """Run one cell; whatever goes wrong in it is its verdict."""
+    started = time.perf_counter()
+    try:
+        with np.errstate(all="ignore"):
+            level, difference, detail = _compare(task, elements, make)
+    except Exception as error:
+        return _cell(
+            task,
+            task.case.level,
+            "error",
+            detail=f"{type(error).__name__}: {error}",
+            seconds=time.perf_counter() - started,
+        )
+    return _cell(
+        task,
+        level,
+        "fails" if difference.differing else "holds",
+        elements=difference.elements,
+        differing=difference.differing,
+        flushed=difference.flushed,
+        worst=difference.worst,
+        worst_index=difference.worst_index,
+        detail=detail,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _cell(task: Task, level: str, verdict: str, **rest: Any) -> Cell:
+    return Cell(task.library.name, task.case.id, task.dtype, task.way.name, level, verdict, **rest)
+
+
+def _compare(task: Task, elements: int, make: subject.Make) -> tuple[str, compare.Difference, str]:
+    case, library = task.case, task.library
+    if case.kind == "tables":
+        return _compare_tables(task, make)
+    x, direction = subject.inputs(case, task.dtype, elements)
+    if case.kind == "table gradient":
+        return _compare_table_gradient(task, x, direction)
+    f = subject.function(case, make, task.dtype)
+    got = library.to_host(task.way.run(f, library.from_host(x), library.from_host(direction)))
+    tables = reference_tables(case.angles, _key(case.where), task.dtype)
+    want = subject.expected(case, task.way.quantity, x, direction, tables)
+    difference = compare.bits(got, want, flush=case.values == "subnormal")
+    return "bitwise", difference, _at_worst(difference, got, want)
+
+
+def _compare_tables(task: Task, make: subject.Make) -> tuple[str, compare.Difference, str]:
+    case, library = task.case, task.library
+    like = library.from_host(np.zeros(1, task.dtype))
+    pair = task.way.run(subject.function(case, make, task.dtype), like, like)
+    got = np.stack([library.to_host(table) for table in pair])
+    want = oracle.tables(case.angles, case.where)
+    if task.dtype == "float32":
+        difference = compare.bits(got, want.float32)
+        return "bitwise", difference, _at_worst(difference, got, want.float32)
+    difference = compare.ulps(got, want.high, want.low, FLOAT64_ULPS)
+    detail = _at_worst(difference, got, want.high) if difference.differing else ""
+    if not difference.differing:
+        # Inside the bound, and the same bits as on NumPy.
+        ours = reference_tables(case.angles, _key(case.where), task.dtype)
+        same = compare.bits(got, ours)
+        if same.differing:
+            return "bitwise to NumPy", same, _at_worst(same, got, ours)
+    return f"ulp <= {FLOAT64_ULPS}", difference, detail
+
+
+def _compare_table_gradient(
+    task: Task, x: npt.NDArray[Any], direction: npt.NDArray[Any]
+) -> tuple[str, compare.Difference, str]:
+    case, library = task.case, task.library
+    tables = reference_tables(case.angles, _key(case.where), task.dtype)
+    arrays = (library.from_host(a) for a in (x, *tables, direction))
+    gradients = task.way.run(subject.table_function(case), *arrays)
+    got = np.stack([library.to_host(g) for g in gradients])
+    want, allowed = subject.expected_table_gradient(case, x, direction)
+    difference = compare.bound(got, want, allowed)
+    return "bound", difference, _at_worst(difference, got, want)
+
+
+def _key(positions: npt.NDArray[np.float64]) -> tuple[Any, bytes]:
+    return positions.shape, positions.tobytes()
+
+
+@lru_cache(maxsize=64)
+def reference_tables(
+    angles: oracle.Angles, positions: tuple[Any, bytes], dtype: str
+) -> npt.NDArray[Any]:
+    """Return the tables by which rotations are judged, shape (2, …, R/2).
+
+    float32: the oracle's, correctly rounded.  float64: ours on NumPy, which the table cells hold
+    to the oracle within 0.501 ulp; two that differ in a rounding would both be right.
+    """
+    where = np.frombuffer(positions[1]).reshape(positions[0])
+    if dtype != "float64":
+        return oracle.tables(angles, where).float32
+    given = {name: value for name, value in asdict(angles).items() if value is not None}
+    rope = rotary.RotaryEmbedding(head_dim=angles.rotary_dim, **given)
+    return np.stack(rope.tables(where, dtype="float64"))
+
+
+def _at_worst(difference: compare.Difference, got: npt.NDArray[Any], want: npt.NDArray[Any]) -> str:
+    index = difference.worst_index
+    return "" if index is None else f"expected {want[index]!r}, got {got[index]!r}"
+
+
+def run(
+    backends: Iterable[str] | None = None,
+    *,
+    cases: Iterable[str] = ("*",),
+    dtypes: Iterable[str] = all_cases.DTYPES,
+    ways: Iterable[str] | None = None,
+    elements: int = ELEMENTS,
+    make: subject.Make = rotary.RotaryEmbedding,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Any:
+    """Hold implementations to the oracle.
+
+    Parameters
+    ----------
+    backends : iterable of str, optional
+        Names of array libraries: "numpy", "torch", "jax", "array-api-strict"; by default all that
+        are installed.
+    cases : iterable of str
+        Case ids, or patterns of them such as ``"rotation/*"``.
+    dtypes : iterable of str
+        Of float16, bfloat16, float32 and float64.
+    ways : iterable of str, optional
+        Ways of running, such as "eager"; by default all that a case asks for.
+    elements : int
+        About how many numbers a rotation has.
+    make : callable
+        Makes what is under test from the arguments of ``RotaryEmbedding``.
+    progress : callable, optional
+        Called before each cell with its number, the number of cells and its name.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ValueError
+        For names that match nothing.
+    NotInstalledError
+        For a library that was asked for and cannot be imported.
+    """
+    from rotary.conformance.report import Report
+
+    names = tuple(libraries.installed() if backends is None else backends)
+    chosen = [libraries.load(name) for name in names]
+    _check_names("dtype", dtypes := tuple(dtypes), all_cases.DTYPES)
+    _check_names("elements", (elements,), range(1, 10**9))
+    if ways is not None:
+        known = {way.name for library in chosen for way in library.ways} | {"table gradient"}
+        _check_names("way", ways := tuple(ways), sorted(known))
+    planned = list(plan(chosen, all_cases.select(cases), dtypes, ways))
+    cells, started = [], time.perf_counter()
+    for number, item in enumerate(planned):
+        if isinstance(item, Task):
+            if progress is not None:
+                name = f"{item.library.name} {item.case.id} {item.dtype} {item.way.name}"
+                progress(number, len(planned), name)
+            item = run_task(item, elements, make)
+        cells.append(item)
+    versions = {library.name: library.version for library in chosen}
+    return Report(tuple(cells), versions, elements, time.perf_counter() - started)
+
+
+def _check_names(what: str, given: Iterable[Any], known: Any) -> None:
+    for name in given:
+        if name not in known:
+            expected = known if isinstance(known, range) else ", ".join(known)
+            raise ValueError(f"{what}: got {name!r}, expected one of {expected}")

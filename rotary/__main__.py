@@ -1,0 +1,7 @@
+"""``python -m rotary`` is the command ``rotary``."""
+
+import sys
+
+from rotary.cli import main
+
+sys.exit(main())
