@@ -1,0 +1,70 @@
+"""Every case on every library, eager and differentiated; compiled programs for the chief cases.
+
+``rotary check`` runs every case in every way; torch compiles about a program a second, so that here
+the compiled ways are left to the cases that stand for the rest.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rotary import conformance
+from rotary.conformance import cases, libraries
+
+CHIEF = {case.id for case in cases.every() if case.ways is None}
+
+
+@pytest.mark.parametrize("case", cases.every(), ids=lambda case: case.id)
+@pytest.mark.parametrize("name", libraries.KNOWN)
+def test_every_case_holds(name: str, case: cases.Case) -> None:
+    ways = None
+    if name == "torch" and case.id not in CHIEF and case.kind == "rotation":
+        ways = ["eager", "in place"]
+    report = conformance.run([name], cases=[case.id], ways=ways, elements=2000)
+    assert report.failures == ()
+    assert report.differing == 0
+    assert report.holds or not report.run
+
+
+def test_every_case_says_what_mistake_it_catches() -> None:
+    assert all(case.comment for case in cases.every())
+    ids = [case.id for case in cases.every()]
+    assert len(ids) == len(set(ids))
+
+
+def test_what_is_not_run_is_listed_with_its_reason() -> None:
+    report = conformance.run(
+        ["array-api-strict"], cases=["rotation/half"], dtypes=["float16"], elements=100
+    )
+    assert {cell.verdict for cell in report.cells} == {"not run"}
+    assert all(cell.detail == "array-api-strict has no float16" for cell in report.cells)
+    assert not report.holds
+
+
+def test_jax_programs_hold_when_sharded_over_two_devices() -> None:
+    flags = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "rotary",
+            "check",
+            "--backend",
+            "jax",
+            "--way",
+            "sharded",
+            "--case",
+            "rotation/half,rotation/offset-per-row",
+            "--elements",
+            "2000",
+        ],
+        env={**os.environ, "XLA_FLAGS": flags, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "one device only" not in done.stdout
+    assert "0 of 6 cells fail" in done.stdout
