@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,6 @@ def evaluate(
 ) -> npt.NDArray[Any]:
     """Return cos and sin on the host, shape (2, …, R/2) for positions of shape (…)."""
     words = turns(frequencies)
-    _check_product(positions, words)
     table = circle.cosine_table(factor)
     flat = positions.reshape(-1, 1)
     out = np.empty((2, flat.shape[0], frequencies.pairs), dtype)
@@ -57,12 +57,18 @@ def evaluate(
     return out.reshape(2, *positions.shape, frequencies.pairs)
 
 
-def _check_product(positions: npt.NDArray[np.float64], words: npt.NDArray[np.float64]) -> None:
+@lru_cache(maxsize=256)
+def _most_turns(token: str) -> float:
+    return float(np.abs(turns(Frequencies.from_token(token))[0]).max(initial=0.0))
+
+
+def _check_product(frequencies: Frequencies, positions: Span | npt.NDArray[np.float64]) -> None:
     """Reduction is exact while position × turns stays within ±2^53."""
-    fastest = float(np.abs(words[0]).max(initial=0.0))
-    if fastest <= 1.0 or positions.size == 0:
+    fastest = _most_turns(frequencies.token)
+    if fastest <= 1.0:
         return
-    farthest = float(np.abs(positions).max())
+    ends = (positions.start, sum(positions)) if isinstance(positions, Span) else positions
+    farthest = float(np.abs(ends).max(initial=0.0))
     if farthest * fastest > LIMIT:
         raise ValueError(
             f"positions: {farthest} at {fastest} turns per position is more than 2^53 turns, "
@@ -141,6 +147,7 @@ def look_up(
 
     They may be views of what is kept: not to be written to.
     """
+    _check_product(frequencies, positions)
     if not isinstance(positions, Span):
         where = (positions.shape, positions.tobytes())
         return _kept(frequencies, where, positions, dtype, factor, like, backend)
