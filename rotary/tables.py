@@ -67,7 +67,9 @@ def _check_product(frequencies: Frequencies, positions: Span | npt.NDArray[np.fl
     fastest = _most_turns(frequencies.token)
     if fastest <= 1.0:
         return
-    ends = (positions.start, sum(positions)) if isinstance(positions, Span) else positions
+    ends = positions
+    if isinstance(positions, Span):
+        ends = np.array([positions.start, positions.start + positions.length - 1])
     farthest = float(np.abs(ends).max(initial=0.0))
     if farthest * fastest > LIMIT:
         raise ValueError(

@@ -1,0 +1,211 @@
+"""A backend is found by the type of the array, and imported only when one turns up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rotary.backends import owner_of
+
+FRAMEWORKS = ("torch", "jax", "jaxlib", "cupy", "numba", "mlx", "dask", "array_api_strict")
+
+
+def run(code: str, *path: Path) -> str:
+    """Return what a fresh interpreter prints; packages in `path` are found after the installed."""
+    preamble = f"import sys; sys.path += {list(map(str, path))!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", preamble + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_each_library_has_its_backend(library: Any) -> None:
+    name = "generic" if library.name == "array_api_strict" else library.name
+    assert owner_of(library.array(np.zeros(3))).name == name
+
+
+def test_subclasses_are_owned_like_their_base() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Subclass(np.ndarray):
+        pass
+
+    class SubTensor(torch.Tensor):
+        pass
+
+    assert owner_of(np.zeros(3).view(Subclass)).name == "numpy"
+    assert owner_of(np.float32(1)).name == "numpy"
+    assert owner_of(torch.nn.Parameter(torch.zeros(3))).name == "torch"
+    assert owner_of(torch.zeros(3).as_subclass(SubTensor)).name == "torch"
+
+
+def test_tracers_are_owned_by_jax() -> None:
+    jax = pytest.importorskip("jax")
+    seen = []
+
+    def look(x: Any) -> Any:
+        seen.append((owner_of(x).name, owner_of(x).is_traced(x)))
+        return x.sum()
+
+    x = jax.numpy.ones((1, 3))
+    for transformed in (jax.jit(look), jax.grad(look), jax.vmap(look), jax.jit(jax.grad(look))):
+        transformed(x)
+    assert seen == [("jax", True)] * 4
+    assert not owner_of(x).is_traced(x)
+
+
+def test_an_owner_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner_of(np.zeros(3))
+    monkeypatch.setattr("rotary.backends._find", None)
+    assert owner_of(np.zeros(4)).name == "numpy"
+
+
+@pytest.mark.parametrize("given", [[1.0], None, 3, "x", {}, np.ndarray, memoryview(b"x")])
+def test_what_is_no_array_has_no_owner(given: Any) -> None:
+    kind = f"{type(given).__module__}.{type(given).__qualname__}"
+    with pytest.raises(TypeError, match=rf"^q: got {kind}, expected an array"):
+        owner_of(given, "q")
+
+
+def test_an_array_of_no_known_library_has_no_owner() -> None:
+    class Array:
+        shape, ndim, dtype = (3,), 1, np.dtype("float32")
+
+    words = r"^q: got \S+Array, expected an array of NumPy, torch, JAX or another library"
+    for _ in range(2):
+        with pytest.raises(TypeError, match=words):
+            owner_of(Array(), "q")
+
+
+def test_a_library_is_called_by_its_own_name(library: Any) -> None:
+    from rotary import backends
+
+    assert backends.library(library.array(np.zeros(3))) == library.name
+
+
+def test_importing_rotary_imports_no_framework() -> None:
+    found = run(f"import rotary; print([m for m in {FRAMEWORKS} if m in sys.modules])")
+    assert found == "[]"
+
+
+def test_numpy_arrays_import_no_framework() -> None:
+    found = run(f"""
+        import numpy as np, rotary
+        rope = rotary.RotaryEmbedding(8)
+        q, k = rope(np.ones((2, 5, 8), np.float32), np.ones((2, 5, 8), np.float32), offset=[1, 2])
+        rope.shift(rope.inverse(q, positions=[0, 1, 2, 3, 4.5]), 3)
+        rotary.rotate(q, *rope.tables(range(5)), out=q)
+        rotary.validate([1, 2])
+        print([m for m in {FRAMEWORKS} if m in sys.modules])
+        """)
+    assert found == "[]"
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_framework_imports_no_other(framework: str) -> None:
+    pytest.importorskip(framework)
+    array = "torch.ones(5, 8)" if framework == "torch" else "jax.numpy.ones((5, 8))"
+    found = run(f"""
+        import {framework}, rotary
+        before = set(sys.modules)
+        rotary.RotaryEmbedding(8)({array})
+        print([m for m in {FRAMEWORKS} if m in set(sys.modules) - before])
+        """)
+    assert found == "[]"
+
+
+def test_importing_rotary_costs_little_beyond_numpy() -> None:
+    times = run("""
+        import subprocess, time
+        code = "import time, numpy; t = time.perf_counter(); import rotary; " \\
+               "print(time.perf_counter() - t)"
+        for _ in range(5):
+            print(subprocess.check_output([sys.executable, "-c", code], text=True).strip())
+        """)
+    assert min(map(float, times.split())) <= 0.15
+
+
+def test_a_compiled_call_may_be_the_first_one() -> None:
+    pytest.importorskip("torch")
+    same = run("""
+        import torch, rotary
+        rope = rotary.RotaryEmbedding(8)
+        q = torch.randn(2, 3, 5, 8)
+        compiled = torch.compile(rope, backend="aot_eager", fullgraph=True)
+        print(torch.equal(compiled(q), rope(q)))
+        """)
+    assert same == "True"
+
+
+def test_an_entry_point_adds_a_backend(tmp_path: Path) -> None:
+    (tmp_path / "thirdparty.py").write_text(
+        textwrap.dedent("""
+            class Array:  # wraps NumPy, and is nothing to the array API standard
+                def __init__(self, data): self.data = data
+                shape = property(lambda self: self.data.shape)
+                ndim = property(lambda self: self.data.ndim)
+                dtype = property(lambda self: self.data.dtype)
+                def __getitem__(self, key): return Array(self.data[key])
+                def __add__(self, other): return Array(self.data + other.data)
+                def __sub__(self, other): return Array(self.data - other.data)
+                def __mul__(self, other): return Array(self.data * other.data)
+            """)
+    )
+    (tmp_path / "thirdparty_backend.py").write_text(
+        textwrap.dedent("""
+            import types
+            import numpy as np
+            from thirdparty import Array
+            from rotary.backends._generic import deferred_tables, is_traced, product, synchronize
+
+            name = "thirdparty"
+            _namespace = types.SimpleNamespace(
+                concat=lambda parts, axis: Array(np.concat([p.data for p in parts], axis=axis)),
+                reshape=lambda x, shape: Array(x.data.reshape(shape)),
+            )
+            def namespace(x): return _namespace
+            def device_key(x): return "here"
+            def same_device(x, other): return True
+            def to_device(host, like): return Array(host)
+            def to_host(x): return x.data
+            """)
+    )
+    metadata = tmp_path / "thirdparty-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[rotary.backends]\nthirdparty = thirdparty_backend\n"
+    )
+    code = """
+        import numpy as np, rotary, thirdparty
+        from rotary.backends import owner_of
+        assert "thirdparty_backend" not in sys.modules
+        x = np.linspace(-1, 1, 240, dtype=np.float32).reshape(2, 3, 5, 8)
+        rope = rotary.RotaryEmbedding(8, rotary_dim=6)
+        got = rope(thirdparty.Array(x), positions=thirdparty.Array(np.arange(3, 8)))
+        assert type(got) is thirdparty.Array
+        print(owner_of(got).name, np.array_equal(got.data, rope(x, offset=3)))
+        """
+    assert run(code, tmp_path) == "thirdparty True"
+    (metadata / "entry_points.txt").write_text("")
+    code = """
+        import numpy as np, rotary, thirdparty
+        try:
+            rotary.RotaryEmbedding(8)(thirdparty.Array(np.zeros((5, 8), np.float32)))
+        except TypeError as error:
+            print(error)
+        """
+    assert run(code, tmp_path).startswith("q: got thirdparty.Array, expected an array of NumPy")
