@@ -28,8 +28,8 @@ def namespace(x: torch.Tensor) -> Any:
 
 
 def device_key(x: torch.Tensor) -> Hashable | None:
-    """Return x's device."""
-    return x.device
+    """Return x's device; None for subclasses, such as fakes, whose tables are their own."""
+    return x.device if type(x) in (torch.Tensor, torch.nn.Parameter) else None
 
 
 def same_device(x: torch.Tensor, other: torch.Tensor) -> bool:
@@ -39,7 +39,8 @@ def same_device(x: torch.Tensor, other: torch.Tensor) -> bool:
 
 def to_device(host: npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """Return host on like's device; on CPU it shares the memory."""
-    return torch.from_numpy(host).to(like.device)
+    with torch.inference_mode(False):  # what is kept must serve training too
+        return torch.from_numpy(host).to(like.device)
 
 
 def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
@@ -48,6 +49,8 @@ def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
         raise TypeError("got bfloat16, which has no NumPy dtype")
     if x.is_meta:
         raise TypeError("got a tensor on the meta device, which has no values")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise TypeError("got a tensor that requires a gradient, which positions do not pass on")
     return x.detach().cpu().numpy()
 
 
@@ -104,10 +107,9 @@ def _positions(rows: Any) -> tuple[str, torch.Tensor]:
     """Return positions, and what to call them; values are checked when the program runs."""
     from rotary import positions
 
-    positions.check_one_given(rows)
     if rows.positions is not None:
         given = _as_tensor(rows.positions)
-        positions.check_shape(rows, tuple(given.shape))
+        positions.check_deferred(rows, dtype_name(given), tuple(given.shape))
         return "positions", given
     name, offset = f"{rows.offset_name} + seq - 1", rows.offset
     if offset is None or type(offset) is int:
@@ -116,8 +118,7 @@ def _positions(rows: Any) -> tuple[str, torch.Tensor]:
     if type(offset) is float:
         return name, steps + offset
     given = _as_tensor(offset)
-    positions.check_dtype(rows.offset_name, dtype_name(given))
-    positions.check_shape(rows, tuple(given.shape))
+    positions.check_deferred(rows, dtype_name(given), tuple(given.shape))
     return name, given.to("cpu", torch.float64)[..., None] + steps
 
 

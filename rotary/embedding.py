@@ -19,7 +19,7 @@ from rotary import tables as _tables
 from rotary.backends import Backend
 from rotary.dtypes import dtype_name, name_of_dtype
 from rotary.frequencies import Frequencies, radians
-from rotary.positions import Rows, as_span, read, read_rows
+from rotary.positions import Rows, read_rows
 
 _NUMPY_FLOAT32 = np.empty(0, np.float32)
 
@@ -275,8 +275,7 @@ class RotaryEmbedding:
         wanted = rotation.compute_dtype("like", like) if dtype is None else name_of_dtype(dtype)
         if wanted not in ("float32", "float64"):
             raise ValueError(f"dtype: got {dtype!r}, expected float32 or float64")
-        where = as_span(read(positions, backend, "positions"))
-        cos, sin = _tables.look_up(self._frequencies, where, wanted, 1.0, like, backend)
+        cos, sin = self._look_up(Rows(positions, None, None, None), wanted, like, backend)
         # Copies: what is kept must stay as it is.
         xp = backend.namespace(like)
         return xp.asarray(cos, copy=True), xp.asarray(sin, copy=True)
@@ -311,10 +310,17 @@ class RotaryEmbedding:
         backend, axis, compute = self._check("q", q, seq_axis)
         if k is not None:
             self._check_key(k, q, axis, backend, seq_axis)
+        if seq_len is not None:
+            _whole("seq_len", seq_len)
         if out is not None:
             _check_outs(out, q, k, backend)
         batch = q.shape[0] if axis > 0 else None
         cos, sin = self._look_up(Rows(positions, offset, batch, q.shape[axis]), compute, q, backend)
+        if k is not None and cos.ndim == 3 and k.shape[0] != q.shape[0]:
+            raise ValueError(
+                f"k: got shape {tuple(k.shape)}, expected {q.shape[0]} batch rows as q of shape "
+                f"{tuple(q.shape)}, with positions for each"
+            )
         cos, sin = rotation.align(cos, q, axis, backend), rotation.align(sin, q, axis, backend)
         q_rotated = self._rotate_one(q, cos, sin, backend, inverse=inverse)
         if k is None:
@@ -360,8 +366,12 @@ class RotaryEmbedding:
         self._check("k", k, seq_axis)
         if k.dtype != q.dtype:
             raise TypeError(f"k: got dtype {dtype_name(k)}, expected q's {dtype_name(q)}")
-        same_rank = len(k.shape) == len(q.shape)
-        if not same_rank or k.shape[axis] != q.shape[axis] or (axis and k.shape[0] != q.shape[0]):
+        rank = len(q.shape)
+        if len(k.shape) != rank or any(
+            # Of rank 3 the first axis may be heads.
+            k.shape[i] != q.shape[i]
+            for i in ({axis} if rank == 3 else {0, axis})
+        ):
             raise ValueError(
                 f"k: got shape {tuple(k.shape)}, expected q's shape {tuple(q.shape)} except for "
                 f"the number of heads"

@@ -25,8 +25,14 @@ class Rows(NamedTuple):
     offset: Any
     batch: int | None
     """Length of x's batch axis; None where x has none."""
-    seq: int
+    seq: int | None
+    """Length of x's seq axis; None where positions may have any shape."""
     offset_name: str = "offset"
+
+    @property
+    def given(self) -> Any:
+        """What the caller gave: positions, or an offset, or nothing."""
+        return self.offset if self.positions is None else self.positions
 
 
 class Span(NamedTuple):
@@ -47,6 +53,7 @@ def read_rows(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np.fl
 
 
 def _from_offset(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np.float64]:
+    assert rows.seq is not None
     name = rows.offset_name
     if rows.offset is None or type(rows.offset) is int:
         span = Span(rows.offset or 0, rows.seq)
@@ -59,6 +66,13 @@ def _from_offset(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np
     return as_span(values)
 
 
+def check_deferred(rows: Rows, kind: str, shape: tuple[int, ...]) -> None:
+    """Check all of what was given but its values, which only the compiled program will know."""
+    check_one_given(rows)
+    check_dtype(rows.offset_name if rows.positions is None else "positions", kind)
+    check_shape(rows, shape)
+
+
 def check_one_given(rows: Rows) -> None:
     """Raise if positions and offset were both given."""
     if rows.positions is not None and rows.offset is not None:
@@ -68,6 +82,8 @@ def check_one_given(rows: Rows) -> None:
 def check_shape(rows: Rows, shape: tuple[int, ...]) -> None:
     """Raise unless positions, or else an offset, of this shape name a row for each of x's."""
     seq, batch = rows.seq, rows.batch
+    if seq is None:
+        return
     if rows.positions is None:
         if shape not in ((), (batch,)):
             per_row = "" if batch is None else f", or one per batch row, shape ({batch},)"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rotary.backends import Backend
+from rotary.dtypes import dtype_name
 from rotary.exact import circle
-from rotary.frequencies import Frequencies, turns
+from rotary.frequencies import Frequencies, radians, turns
 from rotary.positions import LIMIT, Span
 
 # A block of 256 rows costs 0.7 ms to fill and serves 256 decoding steps.
@@ -55,6 +56,42 @@ def evaluate(
             high, low = _circle.cosine(cell - which * circle.QUARTER, *rest, table)
             out[which, rows] = _circle.to_float32(high, low) if dtype == "float32" else high + low
     return out.reshape(2, *positions.shape, frequencies.pairs)
+
+
+def in_program(
+    frequencies: Frequencies,
+    positions: Any,
+    dtype: str,
+    factor: float,
+    *,
+    xp: Any,
+    product: Callable[[Any, Any], Any],
+) -> Any:
+    """Return cos and sin, shape (2, …, R/2), as a part of a program that is being compiled.
+
+    The same algorithm for positions that only the program will know: float64 of shape (…), in the
+    library of namespace `xp`, whose `product` is that of :func:`rotary.exact.circle.bind`.  cos and
+    sin are one array: compilers work twice for two.
+    """
+
+    def look_up(table: Any, cell: Any) -> Any:
+        index = xp.astype(cell, xp.int32) & (circle.CELLS - 1)
+        return table[0][index], table[1][index]
+
+    bound = circle.bind(rint=xp.round, sign=xp.sign, look_up=look_up, product=product)
+    words = [xp.asarray(row) for row in turns(frequencies)]
+    cell, *rest = bound.reduce(positions[None, ..., None], *words)
+    quarters = np.array([0.0, circle.QUARTER]).reshape(2, *[1] * (positions.ndim + 1))
+    table = [xp.asarray(row) for row in circle.cosine_table(factor)]
+    high, low = bound.cosine(cell - xp.asarray(quarters), *rest, table)
+    value = bound.to_float32(high, low) if dtype == "float32" else high + low
+    return xp.astype(value, getattr(xp, dtype))
+
+
+def slope(frequencies: Frequencies, both: Any, xp: Any) -> Any:
+    """Return the derivative of cos and sin, shape (2, …, R/2), by the position: (−sin, cos)·ω."""
+    omega = xp.asarray(radians(frequencies).astype(dtype_name(both)))
+    return xp.stack([-both[1], both[0]]) * omega
 
 
 @lru_cache(maxsize=256)

@@ -402,18 +402,11 @@ def test_positions_without_values_are_refused(refused: Any) -> None:
         rotary.validate(nowhere)
 
 
-def test_traced_positions_are_refused(refused: Any) -> None:
-    jax = pytest.importorskip("jax")
-    q = jax.numpy.asarray(features())
-    words = "got a traced array of jax", "expected values that the host can read"
-    with refused(TypeError, "positions", *words, unchanged=(q,)):
-        jax.jit(lambda p: ROPE(q, positions=p))(jax.numpy.arange(5))
-    with refused(TypeError, "offset", *words, unchanged=(q,)):
-        jax.jit(lambda p: ROPE(q, offset=p))(3)
-    with refused(TypeError, "by", *words, unchanged=(q,)):
-        jax.jit(lambda p: ROPE.shift(q, p))(3)
-    with refused(TypeError, "positions", "got list, expected numbers", unchanged=(q,)):
-        jax.jit(lambda p: ROPE(q, positions=list(p)))(jax.numpy.arange(5))
+def test_positions_that_ask_for_a_gradient_are_refused(refused: Any) -> None:
+    torch = pytest.importorskip("torch")
+    q, positions = torch.from_numpy(features()), torch.arange(5.0, requires_grad=True)
+    with refused(TypeError, "positions", "requires a gradient", unchanged=(q,)):
+        ROPE(q, positions=positions)
 
 
 def test_positions_of_another_device_are_read() -> None:
