@@ -19,7 +19,7 @@ from rotary import tables as _tables
 from rotary.backends import Backend
 from rotary.dtypes import dtype_name, name_of_dtype
 from rotary.frequencies import Frequencies, radians
-from rotary.positions import Rows, read_rows
+from rotary.positions import Rows, read, read_rows
 
 _NUMPY_FLOAT32 = np.empty(0, np.float32)
 
@@ -230,8 +230,7 @@ class RotaryEmbedding:
             raise TypeError("by: got None, expected a number")
         rows = Rows(None, by, None, 1, "by")
         cos, sin = self._look_up(rows, compute, k, backend)
-        cos, sin = (rotation.align(table, k, axis, backend) for table in (cos, sin))
-        return self._rotate_one(k, cos, sin, backend, inverse=False)
+        return self._rotate_all((k,), cos, sin, axis, backend, inverse=False)[0]
 
     def tables(
         self,
@@ -254,8 +253,11 @@ class RotaryEmbedding:
             float32 or float64; by default that in which `like` rotates, else float32.
         seq_len : int, optional
             As for the call.
-        precision : {"exact"}
-            float32 tables are correctly rounded, float64 tables within 0.501 ulp.
+        precision : {"exact", "float32"}
+            Exact: float32 tables are correctly rounded, float64 tables within 0.501 ulp.
+            "float32" rounds frequencies, positions and angles to float32 on the way, as the usual
+            implementations do, for models that must see the numbers of their training: within
+            2 ulp of transformers' tables, and as far from the truth (4e-3 at position 131 071).
 
         Returns
         -------
@@ -269,13 +271,20 @@ class RotaryEmbedding:
         array([[1.       , 1.       ],
                [0.5403023, 0.99995  ]], dtype=float32)
         """
-        rotation.check_choice("precision", precision, ("exact",))
+        rotation.check_choice("precision", precision, ("exact", "float32"))
         like = _NUMPY_FLOAT32 if like is None else like
         backend = backends.owner_of(like, "like")
         wanted = rotation.compute_dtype("like", like) if dtype is None else name_of_dtype(dtype)
         if wanted not in ("float32", "float64"):
             raise ValueError(f"dtype: got {dtype!r}, expected float32 or float64")
-        cos, sin = self._look_up(Rows(positions, None, None, None), wanted, like, backend)
+        if precision == "float32":
+            if wanted != "float32":
+                raise ValueError(f"dtype: got {wanted} with precision='float32', expected float32")
+            where = read(positions, backend, "positions")
+            host = _tables.evaluate_as_trained(self._frequencies, where)
+            cos, sin = (backend.to_device(table, like) for table in host)
+        else:
+            cos, sin = self._look_up(Rows(positions, None, None, None), wanted, like, backend)
         # Copies: what is kept must stay as it is.
         xp = backend.namespace(like)
         return xp.asarray(cos, copy=True), xp.asarray(sin, copy=True)
@@ -315,40 +324,85 @@ class RotaryEmbedding:
         if out is not None:
             _check_outs(out, q, k, backend)
         batch = q.shape[0] if axis > 0 else None
-        cos, sin = self._look_up(Rows(positions, offset, batch, q.shape[axis]), compute, q, backend)
-        if k is not None and cos.ndim == 3 and k.shape[0] != q.shape[0]:
+        rows = Rows(positions, offset, batch, q.shape[axis])
+        arrays = (q,) if k is None else (q, k)
+        pair = self._deferred(rows, compute, q, backend)
+        if pair is None:
+            where = read_rows(rows, backend)
+            if _tables.fits(self._frequencies, where, compute):
+                pair = _tables.look_up(self._frequencies, where, compute, 1.0, q, backend)
+            else:
+                results = self._rotate_pieces(arrays, where, compute, axis, backend, inverse)
+        if pair is not None:
+            results = self._rotate_all(arrays, *pair, axis, backend, inverse)
+        if k is None:
+            return results[0] if out is None else rotation.write(out, results[0])
+        if out is None:
+            return results[0], results[1]
+        return rotation.write(out[0], results[0]), rotation.write(out[1], results[1])
+
+    def _rotate_all(
+        self,
+        arrays: tuple[Any, ...],
+        cos: Any,
+        sin: Any,
+        axis: int,
+        backend: Backend,
+        inverse: bool,
+    ) -> list[Any]:
+        q, k = arrays[0], arrays[-1]
+        if cos.ndim == 3 and k.shape[0] != q.shape[0]:
             raise ValueError(
                 f"k: got shape {tuple(k.shape)}, expected {q.shape[0]} batch rows as q of shape "
                 f"{tuple(q.shape)}, with positions for each"
             )
         cos, sin = rotation.align(cos, q, axis, backend), rotation.align(sin, q, axis, backend)
-        q_rotated = self._rotate_one(q, cos, sin, backend, inverse=inverse)
-        if k is None:
-            return q_rotated if out is None else rotation.write(out, q_rotated)
-        k_rotated = self._rotate_one(k, cos, sin, backend, inverse=inverse)
-        if out is None:
-            return q_rotated, k_rotated
-        return rotation.write(out[0], q_rotated), rotation.write(out[1], k_rotated)
+        return [
+            rotation.rotate_aligned(
+                x,
+                cos,
+                sin,
+                layout=self.layout,
+                rotary_side=self.rotary_side,
+                inverse=inverse,
+                backend=backend,
+            )
+            for x in arrays
+        ]
 
-    def _rotate_one(self, x: Any, cos: Any, sin: Any, backend: Backend, *, inverse: bool) -> Any:
-        return rotation.rotate_aligned(
-            x,
-            cos,
-            sin,
-            layout=self.layout,
-            rotary_side=self.rotary_side,
-            inverse=inverse,
-            backend=backend,
-        )
+    def _rotate_pieces(
+        self,
+        arrays: tuple[Any, ...],
+        where: Any,
+        dtype: str,
+        axis: int,
+        backend: Backend,
+        inverse: bool,
+    ) -> list[Any]:
+        """Rotate piece by piece along seq, so that no table grows with the call."""
+        rotated = []
+        for rows, part in _tables.pieces(self._frequencies, where, dtype):
+            index = (slice(None),) * axis + (rows, ...)
+            of_piece = tuple(x[index] for x in arrays)
+            pair = _tables.look_up(
+                self._frequencies, part, dtype, 1.0, of_piece[0], backend, keep=False
+            )
+            rotated.append(self._rotate_all(of_piece, *pair, axis, backend, inverse))
+        xp = backend.namespace(arrays[0])
+        return [xp.concat(list(each), axis=axis) for each in zip(*rotated, strict=True)]
+
+    def _deferred(
+        self, rows: Rows, dtype: str, like: Any, backend: Backend
+    ) -> tuple[Any, Any] | None:
+        frequencies = self._frequencies
+        return backend.deferred_tables(frequencies.token, frequencies.pairs, rows, dtype, 1.0, like)
 
     def _look_up(self, rows: Rows, dtype: str, like: Any, backend: Backend) -> tuple[Any, Any]:
-        frequencies = self._frequencies
-        deferred = backend.deferred_tables(
-            frequencies.token, frequencies.pairs, rows, dtype, 1.0, like
-        )
-        if deferred is not None:
-            return deferred
-        return _tables.look_up(frequencies, read_rows(rows, backend), dtype, 1.0, like, backend)
+        pair = self._deferred(rows, dtype, like, backend)
+        if pair is None:
+            where = read_rows(rows, backend)
+            pair = _tables.look_up(self._frequencies, where, dtype, 1.0, like, backend)
+        return pair
 
     def _check(self, name: str, x: Any, seq_axis: int) -> tuple[Backend, int, str]:
         backend = backends.owner_of(x, name)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from rotary.exact.words import CONTEXT, TAU, split_words
+from rotary.exact.words import CONTEXT, TAU, nearest, split_words
 
 WORDS = 4
 
@@ -88,3 +89,18 @@ def radians(frequencies: Frequencies) -> npt.NDArray[np.float64]:
     """ω in radians per position, each the float64 nearest to the formula's value, shape (R/2,)."""
     with localcontext(CONTEXT):
         return np.array([float(w) for w in _radians(frequencies)])
+
+
+def radians_as_trained(frequencies: Frequencies) -> npt.NDArray[np.float32]:
+    """ω by the float32 steps of the usual implementations, 1 / θ^(2i/F), shape (R/2,).
+
+    Each step is rounded to float32; so is the power, correctly: libraries' own differ in places.
+    """
+    if frequencies.inv_freq is not None:
+        return np.array(frequencies.inv_freq, np.float32)
+    steps = np.arange(0, frequencies.rotary_dim, 2, dtype=np.float32)
+    exponents = steps / np.float32(frequencies.frequency_dim)
+    with localcontext(CONTEXT):
+        log_base = Decimal(float(np.float32(frequencies.base))).ln()
+        powers = [nearest(Fraction((log_base * Decimal(float(e))).exp()), 24) for e in exponents]
+    return np.float32(1) / np.array(powers, np.float32)

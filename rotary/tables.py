@@ -9,9 +9,8 @@ truth: rows are kept only because models ask for the same ones again in every la
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+import math
+from collections.abc import Callable, Hashable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rotary.backends import Backend
+from rotary.cache import Cache
 from rotary.dtypes import dtype_name
 from rotary.exact import circle
-from rotary.frequencies import Frequencies, radians, turns
+from rotary.frequencies import Frequencies, radians, radians_as_trained, turns
 from rotary.positions import LIMIT, Span
 
+# A call whose table would be larger rotates piece by piece, and keeps no table.
+PIECE_BYTES = 64 * 2**20
 # A block of 256 rows costs 0.7 ms to fill and serves 256 decoding steps.
 BLOCK_ROWS = 256
 CACHE_BYTES = 256 * 2**20
@@ -56,6 +58,23 @@ def evaluate(
             high, low = _circle.cosine(cell - which * circle.QUARTER, *rest, table)
             out[which, rows] = _circle.to_float32(high, low) if dtype == "float32" else high + low
     return out.reshape(2, *positions.shape, frequencies.pairs)
+
+
+_ONE_RADIAN = Frequencies(2, 1.0, 2, (1.0,))
+
+
+def evaluate_as_trained(
+    frequencies: Frequencies, positions: npt.NDArray[np.float64], factor: float = 1.0
+) -> npt.NDArray[np.float32]:
+    """Return cos and sin of angles that were rounded to float32, as the usual implementations do.
+
+    Position, frequency and their product are float32, an error of up to half a radian a million
+    positions out; the cosine of that angle is correctly rounded.
+    """
+    omega = radians_as_trained(frequencies)
+    angles = positions.astype(np.float32)[..., None] * omega
+    both = evaluate(_ONE_RADIAN, angles.astype(np.float64), "float32")[..., 0]
+    return both * np.float32(factor)
 
 
 def in_program(
@@ -115,56 +134,7 @@ def _check_product(frequencies: Frequencies, positions: Span | npt.NDArray[np.fl
         )
 
 
-class TableCache:
-    """The tables used last, up to a number of bytes; safe between threads.
-
-    Two threads that miss at once both compute, and one result is kept: the bits are the same.
-    """
-
-    def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self.limit = limit
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self._bytes
-
-    def get(self, key: Hashable) -> Any:
-        """Return the entry, or None."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            self._entries.move_to_end(key)
-            return entry[0]
-
-    def put(self, key: Hashable, value: Any, nbytes: int) -> None:
-        """Keep the entry, letting go of those unused for longest; too large a one is not kept."""
-        if nbytes > self.limit:
-            return
-        with self._lock:
-            if key in self._entries:
-                return
-            self._entries[key] = (value, nbytes)
-            self._bytes += nbytes
-            while self._bytes > self.limit:
-                _, (_, freed) = self._entries.popitem(last=False)
-                self._bytes -= freed
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._entries.clear()
-            self._bytes = 0
-
-
-cache = TableCache()
+cache = Cache(CACHE_BYTES)
 
 
 def cache_key(
@@ -174,6 +144,34 @@ def cache_key(
     return frequencies.token, where, dtype, factor, device
 
 
+def _row_bytes(
+    frequencies: Frequencies, positions: Span | npt.NDArray[np.float64], dtype: str
+) -> int:
+    """Bytes that one position of the seq axis has in both tables, batch rows together."""
+    batch = 1 if isinstance(positions, Span) else math.prod(positions.shape[:-1])
+    return 2 * frequencies.pairs * (8 if dtype == "float64" else 4) * batch
+
+
+def fits(frequencies: Frequencies, positions: Span | npt.NDArray[np.float64], dtype: str) -> bool:
+    """Whether the tables of a call are small enough to be made at once."""
+    length = positions.length if isinstance(positions, Span) else positions.shape[-1]
+    return _row_bytes(frequencies, positions, dtype) * length <= PIECE_BYTES
+
+
+def pieces(
+    frequencies: Frequencies, positions: Span | npt.NDArray[np.float64], dtype: str
+) -> Iterator[tuple[slice, Span | npt.NDArray[np.float64]]]:
+    """Cut positions along seq so that the tables of each piece take at most PIECE_BYTES."""
+    seq = positions.length if isinstance(positions, Span) else positions.shape[-1]
+    length = max(1, PIECE_BYTES // _row_bytes(frequencies, positions, dtype))
+    for start in range(0, seq, length):
+        rows = slice(start, min(start + length, seq))
+        if isinstance(positions, Span):
+            yield rows, Span(positions.start + start, rows.stop - start)
+        else:
+            yield rows, positions[..., rows]
+
+
 def look_up(
     frequencies: Frequencies,
     positions: Span | npt.NDArray[np.float64],
@@ -181,12 +179,19 @@ def look_up(
     factor: float,
     like: Any,
     backend: Backend,
+    *,
+    keep: bool = True,
 ) -> tuple[Any, Any]:
     """Return cos and sin, each (…, R/2), in `like`'s library and on its device.
 
     They may be views of what is kept: not to be written to.
     """
     _check_product(frequencies, positions)
+    if not keep:
+        if isinstance(positions, Span):
+            positions = positions.start + np.arange(positions.length, dtype=np.float64)
+        host = evaluate(frequencies, positions, dtype, factor)
+        return backend.to_device(host[0], like), backend.to_device(host[1], like)
     if not isinstance(positions, Span):
         where = (positions.shape, positions.tobytes())
         return _kept(frequencies, where, positions, dtype, factor, like, backend)

@@ -7,7 +7,8 @@ import pytest
 
 import rotary
 from rotary import tables
-from rotary.tables import BLOCK_ROWS, TableCache
+from rotary.cache import Cache
+from rotary.tables import BLOCK_ROWS
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,7 @@ def _empty_cache() -> None:
 
 
 def test_the_cache_never_holds_more_than_its_bound() -> None:
-    cache = TableCache(limit=1000)
+    cache = Cache(limit=1000)
     for i in range(100):
         cache.put(i, f"entry {i}", 90)
         assert cache.nbytes <= 1000
@@ -26,7 +27,7 @@ def test_the_cache_never_holds_more_than_its_bound() -> None:
 
 
 def test_what_was_used_last_stays() -> None:
-    cache = TableCache(limit=30)
+    cache = Cache(limit=30)
     cache.put("a", 1, 10)
     cache.put("b", 2, 10)
     cache.put("c", 3, 10)
@@ -37,7 +38,7 @@ def test_what_was_used_last_stays() -> None:
 
 
 def test_an_entry_larger_than_the_bound_is_not_kept() -> None:
-    cache = TableCache(limit=30)
+    cache = Cache(limit=30)
     cache.put("a", 1, 31)
     assert cache.get("a") is None
     assert cache.nbytes == 0
@@ -131,9 +132,60 @@ def test_threads_that_ask_at_once_get_the_same_bits() -> None:
 
 
 def test_a_long_context_is_kept_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "cache", TableCache(limit=2**18))
+    monkeypatch.setattr(tables, "cache", Cache(limit=2**18))
     rope = rotary.RotaryEmbedding(8)
     q = np.ones((1, 8), np.float32)
     for start in range(0, 200_000, 1000):
         rope(q, offset=start)
         assert tables.cache.nbytes <= 2**18
+
+
+def test_ten_million_positions_rotate_without_a_table_of_their_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+    right = tables.evaluate
+
+    def noting(frequencies: object, positions: np.ndarray, *rest: object) -> np.ndarray:
+        table = right(frequencies, positions, *rest)
+        made.append(table.nbytes)
+        return table
+
+    monkeypatch.setattr(tables, "evaluate", noting)
+    seq = 10_000_000
+    q = np.ones((1, seq, 4), np.float16)
+    rope = rotary.RotaryEmbedding(4)
+    rotated = rope(q)
+    assert max(made) <= tables.PIECE_BYTES < sum(made)
+    assert tables.cache.nbytes <= tables.CACHE_BYTES
+    for start in (0, tables.PIECE_BYTES // 16 - 3, seq - 5):
+        assert np.array_equal(
+            rotated[:, start : start + 5], rope(q[:, start : start + 5], offset=start)
+        )
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax", "array_api_strict"])
+def test_a_call_in_pieces_gives_the_bits_of_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    xp = pytest.importorskip({"jax": "jax.numpy"}.get(name, name))
+    rope = rotary.RotaryEmbedding(16)
+    q = np.random.default_rng(0).standard_normal((2, 3, 50, 16)).astype(np.float32)
+    k, positions = q[:, :1], np.arange(100.0).reshape(2, 50) / 3
+    calls = [{"offset": 7}, {"positions": positions}, {"offset": [5, 900]}]
+    whole = [rope(q, k, **call) for call in calls]
+    packed = rope(q[0], seq_axis=-3, positions=positions[0, :3])
+    monkeypatch.setattr(tables, "PIECE_BYTES", 2 * 8 * 4 * 2 * 7)
+    library_q, library_k = xp.asarray(q), xp.asarray(q[:, :1].copy())
+    for call, want in zip(calls, whole, strict=True):
+        for got, one in zip(rope(library_q, library_k, **call), want, strict=True):
+            assert np.array_equal(np.asarray(got), one)
+    got = rope(library_q[0, ...], seq_axis=-3, positions=positions[0, :3])
+    assert np.array_equal(np.asarray(got), packed)
+
+
+def test_a_call_in_pieces_writes_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    rope = rotary.RotaryEmbedding(16)
+    q = np.random.default_rng(0).standard_normal((2, 3, 50, 16)).astype(np.float32)
+    want = rope(q, offset=3)
+    monkeypatch.setattr(tables, "PIECE_BYTES", 2 * 8 * 4 * 7)
+    assert rope(q, offset=3, out=q) is q
+    assert np.array_equal(q, want)

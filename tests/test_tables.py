@@ -193,3 +193,28 @@ def test_bits_do_not_depend_on_numpys_simd_level() -> None:
     assert len(usual) == hashlib.sha256().digest_size * 2
     for count in range(len(present)):
         assert _digest(" ".join(present[count:])) == usual
+
+
+@pytest.mark.parametrize(("base", "dim"), [(10_000.0, 128), (500_000.0, 128), (1e6, 64)])
+def test_float32_precision_gives_the_tables_of_transformers(base: float, dim: int) -> None:
+    torch = pytest.importorskip("torch")
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    config = llama.LlamaConfig(
+        hidden_size=dim,
+        num_attention_heads=1,
+        max_position_embeddings=131_072,
+        rope_parameters={"rope_type": "default", "rope_theta": base},
+    )
+    positions = np.arange(131_072)
+    theirs = llama.LlamaRotaryEmbedding(config)(torch.zeros(1), torch.from_numpy(positions)[None])
+    ours = rotary.RotaryEmbedding(dim, base=base).tables(positions, precision="float32")
+    for mine, other in zip(ours, theirs, strict=True):
+        found = compare.bits(mine, other[0, :, : dim // 2].numpy())
+        assert found.worst <= 2
+
+
+def test_float32_precision_is_as_far_from_the_truth_as_float32_angles_are() -> None:
+    rope = rotary.RotaryEmbedding(128)
+    positions = np.arange(131_072 - 64, 131_072)
+    trained, exact = (rope.tables(positions, precision=p)[0] for p in ("float32", "exact"))
+    assert 1e-3 < np.abs(trained - exact).max() < 1e-2
