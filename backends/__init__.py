@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from rotary.backends._protocol import Backend
+from rotary.backends._protocol import Backend, Wanted
 
-__all__ = ["Backend", "library", "owner_of"]
+__all__ = ["Backend", "Wanted", "library", "owner_of"]
 
 ENTRY_POINT_GROUP = "rotary.backends"
 
@@ -90,6 +90,10 @@ def _shim(root: str) -> Any:
         from rotary.backends import _torch
 
         return _torch
+    if root == "cupy":
+        from rotary.backends import _cupy
+
+        return _cupy
     if root in ("jax", "jaxlib"):
         from rotary.backends import _jax
 
@@ -100,11 +104,17 @@ def _shim(root: str) -> Any:
 def _generic_if_conforming(array: Any, name: str) -> Backend:
     from rotary.backends import _generic
 
+    kind = f"{type(array).__module__}.{type(array).__qualname__}"
     try:
-        _generic.namespace(array)
+        missing = _generic.missing(array)
     except TypeError as error:
         raise TypeError(
-            f"{name}: got {type(array).__module__}.{type(array).__qualname__}, expected an array "
-            f"of NumPy, torch, JAX or another library with the array API standard"
+            f"{name}: got {kind}, expected an array of NumPy, CuPy, torch, JAX or another library "
+            f"with the array API standard"
         ) from error
+    if missing:
+        raise TypeError(
+            f"{name}: got {kind}, expected an array of a library with the array API standard; "
+            f"{_generic.namespace(array).__name__} lacks {', '.join(missing)}"
+        )
     return cast(Backend, _generic)

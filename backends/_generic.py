@@ -1,4 +1,4 @@
-"""Any library that conforms to the array API standard."""
+"""Any library that conforms to the array API standard, eager or lazy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,27 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
+from rotary.backends._protocol import Wanted
+from rotary.dtypes import dtype_name
+
 name = "generic"
 namespace = array_api_compat.array_namespace
+
+# What the mathematics asks of a namespace and of an array.
+_FUNCTIONS = ("asarray", "astype", "concat", "float32", "reshape", "stack")
+_METHODS = ("__add__", "__getitem__", "__mul__", "__sub__")
+
+
+def missing(x: Any) -> list[str]:
+    """Return the operations that x's library lacks."""
+    xp = namespace(x)
+    functions = [f for f in _FUNCTIONS if not hasattr(xp, f)]
+    return functions + [f"{type(x).__name__}.{m}" for m in _METHODS if not hasattr(x, m)]
 
 
 def device_key(x: Any) -> Hashable | None:
     """Return x's device, by its name: not every library's devices are hashable."""
-    return str(array_api_compat.device(x))
+    return str(_device(x))
 
 
 def same_device(x: Any, other: Any) -> bool:
@@ -30,15 +44,31 @@ def is_traced(x: Any) -> bool:
 
 def to_device(host: npt.NDArray[Any], like: Any) -> Any:
     """Return host as an array on like's device."""
-    return namespace(like).asarray(host, device=array_api_compat.device(like))
+    xp, device = namespace(like), _device(like)
+    # A library without devices does not know the keyword.
+    place = {} if device is None else {"device": device}
+    kind, reason = host.dtype.name, None
+    try:
+        array = xp.asarray(host, dtype=getattr(xp, kind), **place)
+    except (AttributeError, TypeError, ValueError) as error:
+        array, reason = None, error
+    if array is None or dtype_name(array) != kind:
+        raise TypeError(f"dtype: {kind} is not available in {xp.__name__} on {device}") from reason
+    return array
 
 
 def to_host(x: Any) -> npt.NDArray[Any]:
     """Return x's values as a NumPy array."""
     try:
-        return np.asarray(x)
-    except (RuntimeError, TypeError):  # libraries that move nothing to the host unless told to
+        host = np.asarray(x)
+        if host.dtype != object:  # which NumPy makes of an array that it knows nothing about
+            return host
+    except (RuntimeError, TypeError, ValueError):
+        pass  # a library that moves nothing to the host unless told to
+    try:
         return np.from_dlpack(x, device="cpu")
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"got an array of {namespace(x).__name__}, {error}") from error
 
 
 def product(x: Any, factor: Any) -> Any:
@@ -57,11 +87,15 @@ def narrow(x: Any, dtype: Any) -> Any:
     return namespace(x).astype(x, dtype)
 
 
-def deferred_tables(
-    token: str, pairs: int, rows: Any, dtype: str, factor: float, like: Any
-) -> tuple[Any, Any] | None:
-    """Return None: nothing is compiled."""
-    return None
+def deferred_tables(wanted: Wanted, rows: Any, like: Any) -> tuple[Any, Any] | None:
+    """Return tables computed in the graph, where the positions are a lazy library's."""
+    given = rows.given
+    if not array_api_compat.is_lazy_array(given) or namespace(given) is not namespace(like):
+        return None
+    from rotary.backends import _generic_tables
+
+    both = _generic_tables.of_lazy(rows, wanted)
+    return both[0, ...], both[1, ...]
 
 
 def refuse_out(out: Any, inputs: tuple[Any, ...]) -> str | None:
@@ -73,3 +107,11 @@ def refuse_out(out: Any, inputs: tuple[Any, ...]) -> str | None:
 
 def synchronize(x: Any) -> None:
     """Do nothing: the standard knows no waiting."""
+
+
+def _device(x: Any) -> Any:
+    """Return x's device, or None where a library has none."""
+    try:
+        return array_api_compat.device(x)
+    except AttributeError:
+        return None

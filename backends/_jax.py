@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rotary.backends import _jax_tables
 from rotary.backends._jax_rounded import rounded, rounded_cotangent
+from rotary.backends._protocol import Wanted
 
 name = "jax"
 
@@ -71,14 +72,12 @@ def narrow(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(dtype)
 
 
-def deferred_tables(
-    token: str, pairs: int, rows: Any, dtype: str, factor: float, like: jax.Array
-) -> tuple[Any, Any] | None:
+def deferred_tables(wanted: Wanted, rows: Any, like: jax.Array) -> tuple[Any, Any] | None:
     """Return tables that the program computes: it alone knows the positions, or they are many."""
     if is_traced(rows.given):
-        both = _jax_tables.of_traced(rows, token, dtype, factor)
-    elif is_traced(like) and _jax_tables.exceeds_constant(rows, pairs):
-        both = _jax_tables.of_host(rows, token, dtype, factor, like)
+        both = _jax_tables.of_traced(rows, wanted)
+    elif is_traced(like) and _jax_tables.exceeds_constant(rows, wanted.pairs):
+        both = _jax_tables.of_host(rows, wanted, like)
     else:
         return None
     return both[0], both[1]

@@ -16,6 +16,7 @@ from jax import lax
 
 from rotary.backends import owner_of
 from rotary.backends._jax_rounded import finite_product
+from rotary.backends._protocol import Wanted
 
 # Larger tables would bloat the program as constants.
 _CONSTANT_BYTES = 4 * 2**20
@@ -26,7 +27,7 @@ def exceeds_constant(rows: Any, pairs: int) -> bool:
     return rows.seq is not None and rows.seq * pairs * 2 * 4 > _CONSTANT_BYTES
 
 
-def of_traced(rows: Any, token: str, dtype: str, factor: float) -> Any:
+def of_traced(rows: Any, wanted: Wanted) -> Any:
     """Return cos and sin, shape (2, …, pairs), of traced positions or of a traced offset."""
     # Late, here and below, since positions and tables stand above the backends.
     from rotary.positions import check_deferred
@@ -35,10 +36,10 @@ def of_traced(rows: Any, token: str, dtype: str, factor: float) -> Any:
     check_deferred(rows, str(given.dtype), given.shape)
     steps = None if rows.positions is not None else rows.seq
     whole = jnp.issubdtype(given.dtype, jnp.integer)
-    return (_of_given if whole else _of_fractional)(given, steps, token, dtype, factor)
+    return (_of_given if whole else _of_fractional)(given, steps, wanted)
 
 
-def of_host(rows: Any, token: str, dtype: str, factor: float, like: Any) -> Any:
+def of_host(rows: Any, wanted: Wanted, like: Any) -> Any:
     """Return cos and sin, shape (2, …, pairs), of positions known now."""
     from rotary.positions import Span, read_rows
 
@@ -50,46 +51,45 @@ def of_host(rows: Any, token: str, dtype: str, factor: float, like: Any) -> Any:
         return zero + where.start + jnp.arange(where.length, dtype=jnp.float64)
 
     # An operand keeps XLA from computing the whole table at compile time.
-    return _in_program(positions, lax.optimization_barrier(jnp.int32(0)), token, dtype, factor)
+    return _in_program(positions, lax.optimization_barrier(jnp.int32(0)), wanted)
 
 
-def _of_given(given: Any, steps: int | None, token: str, dtype: str, factor: float) -> Any:
+def _of_given(given: Any, steps: int | None, wanted: Wanted) -> Any:
     def positions(given: Any) -> Any:
         if steps is None:
             return given
         return given[..., None] + jnp.arange(steps, dtype=jnp.float64)
 
-    return _in_program(positions, given, token, dtype, factor)
+    return _in_program(positions, given, wanted)
 
 
 # Differentiating error-free transformations would cost much and say nothing.
-_of_fractional = jax.custom_jvp(_of_given, nondiff_argnums=(1, 2, 3, 4))
+_of_fractional = jax.custom_jvp(_of_given, nondiff_argnums=(1, 2))
 
 
 @_of_fractional.defjvp
-def _(
-    steps: int | None, token: str, dtype: str, factor: float, primals: Any, tangents: Any
-) -> tuple[Any, Any]:
-    from rotary.frequencies import Frequencies
+def _(steps: int | None, wanted: Wanted, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    from rotary.frequencies import named
     from rotary.tables import slope
 
-    both = _of_fractional(*primals, steps, token, dtype, factor)
+    both = _of_fractional(*primals, steps, wanted)
     each = tangents[0][..., None] if steps is None else tangents[0][..., None, None]
-    return both, slope(Frequencies.from_token(token), both, jnp) * each.astype(both.dtype)
+    return both, slope(named(wanted.token, wanted.length), both, jnp) * each.astype(both.dtype)
 
 
-def _in_program(
-    positions: Callable[[Any], Any], operand: Any, token: str, dtype: str, factor: float
-) -> Any:
+def _in_program(positions: Callable[[Any], Any], operand: Any, wanted: Wanted) -> Any:
     """Return cos and sin of positions(operand), a function that is given float64 and returns it."""
-    from rotary.frequencies import Frequencies
+    from rotary.frequencies import named
     from rotary.tables import in_program
+
+    frequencies = named(wanted.token, wanted.length)
 
     def compute(operand: Any) -> Any:
         with jax.enable_x64(True):
             where = positions(lax.convert_element_type(operand, jnp.float64))
-            frequencies = Frequencies.from_token(token)
-            return in_program(frequencies, where, dtype, factor, xp=jnp, product=finite_product)
+            return in_program(
+                frequencies, where, wanted.dtype, wanted.power, xp=jnp, product=finite_product
+            )
 
     return lax.platform_dependent(operand, cpu=partial(_apart, compute), default=compute)
 

@@ -7,9 +7,22 @@ signatures is a backend.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
+
+
+class Wanted(NamedTuple):
+    """Which tables a program needs, all of it by value."""
+
+    token: str
+    """Names the frequencies: ``Frequencies.from_token``."""
+    length: int
+    """Length of sequence that their scaling is for; 0 where it does not matter."""
+    power: int
+    """Power of the attention factor that multiplies them."""
+    pairs: int
+    dtype: str
 
 
 class Backend(Protocol):
@@ -62,9 +75,7 @@ class Backend(Protocol):
         """Return x rounded to a 16-bit dtype, whatever a compiler does with the result."""
         ...
 
-    def deferred_tables(
-        self, token: str, pairs: int, rows: Any, dtype: str, factor: float, like: Any, /
-    ) -> tuple[Any, Any] | None:
+    def deferred_tables(self, wanted: Wanted, rows: Any, like: Any, /) -> tuple[Any, Any] | None:
         """Return tables as a step of the program being compiled; None where none is."""
         ...
 

@@ -11,13 +11,15 @@ from collections.abc import Hashable
 from typing import Any
 
 import array_api_compat.torch as xp
+import numpy as np
 import numpy.typing as npt
 import torch
 
-from rotary.backends._generic import is_traced, product
+from rotary.backends._generic import product
+from rotary.backends._protocol import Wanted
 from rotary.dtypes import dtype_name
 
-__all__ = ["is_traced", "product"]
+__all__ = ["product"]
 
 name = "torch"
 
@@ -37,6 +39,11 @@ def same_device(x: torch.Tensor, other: torch.Tensor) -> bool:
     return x.device == other.device
 
 
+def is_traced(x: Any) -> bool:
+    """Whether torch.compile is at work, to which every value is unknown."""
+    return torch.compiler.is_compiling()
+
+
 def to_device(host: npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """Return host on like's device; on CPU it shares the memory."""
     with torch.inference_mode(False):  # what is kept must serve training too
@@ -51,7 +58,14 @@ def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
         raise TypeError("got a tensor on the meta device, which has no values")
     if x.requires_grad and torch.is_grad_enabled():
         raise TypeError("got a tensor that requires a gradient, which positions do not pass on")
-    return x.detach().cpu().numpy()
+    try:
+        return x.detach().cpu().numpy()
+    except RuntimeError:  # a transform of torch.func hides the storage, but not the values
+        pass
+    try:
+        return np.asarray(x.tolist(), dtype=dtype_name(x))
+    except RuntimeError as error:
+        raise TypeError("got a tensor that a transform of torch.func maps over") from error
 
 
 def widen(x: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -93,13 +107,13 @@ def synchronize(x: torch.Tensor) -> None:
 
 
 def deferred_tables(
-    token: str, pairs: int, rows: Any, dtype: str, factor: float, like: torch.Tensor
+    wanted: Wanted, rows: Any, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return the tables as one operator of the graph: Dynamo follows no lock and no decimal."""
-    if not torch.compiler.is_compiling():
+    if not is_traced(like):
         return None
     name, where = _positions(rows)
-    cos, sin = _tables(where, name, token, pairs, dtype, factor, like.device).unbind(0)
+    cos, sin = _tables(where, name, *wanted, like.device).unbind(0)
     return cos, sin
 
 
@@ -113,8 +127,8 @@ def _positions(rows: Any) -> tuple[str, torch.Tensor]:
         return "positions", given
     name, offset = f"{rows.offset_name} + seq - 1", rows.offset
     if offset is None or type(offset) is int:
-        return name, torch.arange(rows.seq, dtype=torch.int64) + (offset or 0)
-    steps = torch.arange(rows.seq, dtype=torch.float64)
+        return name, torch.arange(rows.seq, dtype=torch.int64, device="cpu") + (offset or 0)
+    steps = torch.arange(rows.seq, dtype=torch.float64, device="cpu")
     if type(offset) is float:
         return name, steps + offset
     given = _as_tensor(offset)
@@ -125,8 +139,9 @@ def _positions(rows: Any) -> tuple[str, torch.Tensor]:
 def _as_tensor(numbers: Any) -> torch.Tensor:
     if isinstance(numbers, list | tuple):
         # By default torch would make float32 of Python floats.
-        return torch.tensor(numbers, dtype=torch.float64 if _fractional(numbers) else torch.int64)
-    return torch.as_tensor(numbers)
+        kind = torch.float64 if _fractional(numbers) else torch.int64
+        return torch.tensor(numbers, dtype=kind, device="cpu")
+    return numbers if isinstance(numbers, torch.Tensor) else torch.as_tensor(numbers, device="cpu")
 
 
 def _fractional(numbers: Any) -> bool:
@@ -140,22 +155,23 @@ def _tables(
     positions: torch.Tensor,
     name: str,
     token: str,
+    length: int,
+    power: int,
     pairs: int,
     dtype: str,
-    factor: float,
     device: torch.device,
 ) -> torch.Tensor:
     """Return cos and sin, shape (2, …, pairs), looked up when the compiled program runs."""
     # Late, since the tables stand above the backends.
     from rotary import tables
     from rotary.backends import owner_of
-    from rotary.frequencies import Frequencies
+    from rotary.frequencies import named
     from rotary.positions import as_span, read
 
     like = torch.empty(0, device=device)
     backend = owner_of(like)
     where = as_span(read(positions, backend, name))
-    pair = tables.look_up(Frequencies.from_token(token), where, dtype, factor, like, backend)
+    pair = tables.look_up(named(token, length), where, dtype, power, like, backend)
     return torch.stack(pair)  # a copy: compiled programs reuse the memory of what they get
 
 
@@ -164,9 +180,10 @@ def _(
     positions: torch.Tensor,
     name: str,
     token: str,
+    length: int,
+    power: int,
     pairs: int,
     dtype: str,
-    factor: float,
     device: torch.device,
 ) -> torch.Tensor:
     return torch.empty((2, *positions.shape, pairs), dtype=getattr(torch, dtype), device=device)

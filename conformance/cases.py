@@ -14,8 +14,9 @@ import numpy.typing as npt
 from rotary.conformance import oracle
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-EAGER = ("eager", "eager, x64")
-EAGER_AND_COMPILED = (*EAGER, "compiled", "compiled, x64")
+# Names of ways, up to the comma: "eager" is "eager, x64" too.
+EAGER = ("eager", "lazy")
+EAGER_AND_COMPILED = (*EAGER, "compiled", "exported")
 VALUES = (*EAGER_AND_COMPILED, "in place")
 FAR = 10**5
 
@@ -42,6 +43,8 @@ class Case:
         Keywords of the call, as the library takes them.
     positions : callable
         The same positions as numbers: frequencies → (seq,) or (batch, seq).
+    traced : mapping
+        An argument that is an array of the library, traced wherever the way compiles.
     values : {"normal", "special", "subnormal", "cancelling", "none"}
         What x holds.
     seq, batch, heads : int or None
@@ -61,6 +64,7 @@ class Case:
     call: str = "call"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     positions: Positions = lambda angles: np.arange(64.0)
+    traced: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     values: str = "normal"
     batch: int | None = 2
     head_first: bool = True
@@ -208,7 +212,7 @@ def _rotations() -> Iterable[Case]:
         "one offset for all rows",
         arguments={"offset": [5, 1000]},
         positions=_these(range(5, 69), range(1000, 1064)),
-        ways=None,
+        ways=VALUES,
     )
     yield case(
         "positions",
@@ -265,6 +269,71 @@ def _rotations() -> Iterable[Case]:
     yield case("cancelling", "a contracted FMA", values="cancelling", ways=None)
 
 
+def _traced() -> Iterable[Case]:
+    def tables(name: str, comment: str, positions: npt.NDArray[Any]) -> Case:
+        return Case(
+            f"traced/tables-{name}",
+            "tables",
+            comment,
+            _PLAIN,
+            positions=_these(*positions),
+            traced={"positions": positions},
+            values="none",
+            ways=EAGER_AND_COMPILED,
+            dtypes=("float32", "float64"),
+        )
+
+    def rotation(
+        name: str,
+        comment: str,
+        where: Positions,
+        ways: tuple[str, ...] | None = EAGER_AND_COMPILED,
+        **traced: Any,
+    ) -> Case:
+        return Case(
+            f"traced/{name}",
+            "rotation",
+            comment,
+            _PLAIN,
+            positions=where,
+            traced={argument: np.asarray(value) for argument, value in traced.items()},
+            ways=ways,
+        )
+
+    rng = np.random.default_rng(11)
+    yield tables("whole", "float32 angles", rng.integers(0, 2**31, 256).astype(np.int32))
+    yield tables(
+        "fractional",
+        "a contracted FMA; fused constants",
+        np.concatenate([rng.uniform(-1e6, 1e6, 128), 2.0 ** rng.uniform(-60, 53, 128)]).astype(
+            np.float32
+        ),
+    )
+    near_zeros = oracle.worst_positions(oracle.Angles(64), [0, -20], 24)
+    yield tables(
+        "near-zero", "relative accuracy next to every zero", np.array(near_zeros, np.float32)
+    )
+    yield rotation(
+        "offset", "an offset taken for a constant", _from(FAR), None, offset=np.int32(FAR)
+    )
+    yield rotation(
+        "offset-per-row",
+        "one offset for all rows",
+        _these(range(5, 69), range(1000, 1064)),
+        offset=np.array([5, 1000], np.int32),
+    )
+    yield rotation(
+        "positions",
+        "positions taken for a range",
+        _these(*_SCATTERED),
+        positions=np.array(_SCATTERED, np.float32),
+    )
+    per_row = np.array([_FRACTIONS, _SCATTERED], np.float32)
+    yield rotation(
+        "positions-per-row", "row-wise positions", _these(*per_row), None, positions=per_row
+    )
+
+
 def _gradients() -> Iterable[Case]:
     for layout in ("half", "interleaved"):
         yield Case(
@@ -279,7 +348,7 @@ def _gradients() -> Iterable[Case]:
 
 def every() -> tuple[Case, ...]:
     """Return all cases."""
-    return (*_tables(), *_rotations(), *_gradients())
+    return (*_tables(), *_rotations(), *_traced(), *_gradients())
 
 
 def select(patterns: Iterable[str]) -> tuple[Case, ...]:

@@ -37,7 +37,7 @@ def bits(got: npt.NDArray[Any], expected: npt.NDArray[Any], *, flush: bool = Fal
         as_zero = ~same & tiny & (got == 0)
         flushed = int(as_zero.sum())
         same |= as_zero
-    distance = np.where(same, 0, np.abs(_ordinal(got) - _ordinal(expected)))
+    distance = np.where(same, 0, _distance(got, expected))
     return _worst(distance, int(same.size - same.sum()), flushed)
 
 
@@ -60,7 +60,8 @@ def bound(
     if got.shape != expected.shape:
         raise ValueError(f"got shape {got.shape}, expected {expected.shape}")
     error = np.abs(got.astype(np.float64) - expected)
-    share = np.divide(error, allowed, out=np.zeros_like(error), where=error > 0)
+    # Not `> 0`, which is false for NaN.
+    share = np.divide(error, allowed, out=np.zeros_like(error), where=error != 0)
     return _worst(share, int((~(share <= 1)).sum()))
 
 
@@ -85,10 +86,19 @@ def _smallest_normal(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).smallest_normal)
 
 
-def _ordinal(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _distance(got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """How many numbers of the dtype lie between; float64 would lose those of float64."""
+    a, b = _ordinal(got), _ordinal(expected)
+    # The difference of two int64 may need 64 bits and no sign.
+    distance: npt.NDArray[np.uint64] = np.maximum(a, b).view(np.uint64) - np.minimum(a, b).view(
+        np.uint64
+    )
+    return distance
+
+
+def _ordinal(x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Return numbers of the floats in their order, so that neighbours differ by one."""
     kind = _BITS[x.dtype.itemsize]
-    pattern = x.view(kind).astype(np.float64)
-    lowest = float(np.iinfo(kind).min)
-    ordinal: npt.NDArray[np.float64] = np.where(pattern < 0, lowest - pattern, pattern)
+    pattern = x.view(kind).astype(np.int64)
+    ordinal: npt.NDArray[np.int64] = np.where(pattern < 0, np.iinfo(kind).min - pattern, pattern)
     return ordinal

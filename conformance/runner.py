@@ -18,6 +18,7 @@ from rotary.conformance.cases import Case
 from rotary.conformance.libraries import Library, Way
 
 ELEMENTS = 10**5
+MOST_ELEMENTS = 10**9
 FLOAT64_ULPS = 0.501
 
 
@@ -106,9 +107,16 @@ def plan(
 
 def _ways(library: Library, case: Case) -> tuple[Way, ...]:
     if case.kind == "table gradient":
-        gradient = library.table_gradient
-        return () if gradient is None else (Way("table gradient", "table gradient", gradient),)
-    return tuple(way for way in library.ways if case.ways is None or way.name in case.ways)
+        gradient, reason = library.table_gradient, None
+        if gradient is None:
+            gradient, reason = _no_gradient, f"{library.name} computes no gradients"
+        return (Way("table gradient", "table gradient", gradient, unavailable=reason),)
+    wanted = case.ways
+    return tuple(w for w in library.ways if wanted is None or w.name.partition(",")[0] in wanted)
+
+
+def _no_gradient(*_: Any) -> Any:
+    raise NotImplementedError
 
 
 def _reason_not_to_run(library: Library, dtype: str, way: Way) -> str | None:
@@ -157,7 +165,8 @@ def _compare(task: Task, elements: int, make: subject.Make) -> tuple[str, compar
     if case.kind == "table gradient":
         return _compare_table_gradient(task, x, direction)
     f = subject.function(case, make, task.dtype)
-    got = library.to_host(task.way.run(f, library.from_host(x), library.from_host(direction)))
+    arrays = (library.from_host(array) for array in (x, direction, *case.traced.values()))
+    got = library.to_host(task.way.run(f, *arrays))
     tables = reference_tables(case.angles, _key(case.where), task.dtype)
     want = subject.expected(case, task.way.quantity, x, direction, tables)
     difference = compare.bits(got, want, flush=case.values == "subnormal")
@@ -167,7 +176,8 @@ def _compare(task: Task, elements: int, make: subject.Make) -> tuple[str, compar
 def _compare_tables(task: Task, make: subject.Make) -> tuple[str, compare.Difference, str]:
     case, library = task.case, task.library
     like = library.from_host(np.zeros(1, task.dtype))
-    pair = task.way.run(subject.function(case, make, task.dtype), like, like)
+    given = (library.from_host(array) for array in case.traced.values())
+    pair = task.way.run(subject.function(case, make, task.dtype), like, like, *given)
     got = np.stack([library.to_host(table) for table in pair])
     want = oracle.tables(case.angles, case.where)
     if task.dtype == "float32":
@@ -238,8 +248,8 @@ def run(
     Parameters
     ----------
     backends : iterable of str, optional
-        Names of array libraries: "numpy", "torch", "jax", "array-api-strict"; by default all that
-        are installed.
+        Names of array libraries, such as "numpy" or "jax" (``libraries.KNOWN``); by default all
+        that are installed and run on this machine.
     cases : iterable of str
         Case ids, or patterns of them such as ``"rotation/*"``.
     dtypes : iterable of str
@@ -262,14 +272,18 @@ def run(
     ValueError
         For names that match nothing.
     NotInstalledError
-        For a library that was asked for and cannot be imported.
+        For a library that was asked for and cannot be imported, or cannot run here.
     """
     from rotary.conformance.report import Report
 
-    names = tuple(libraries.installed() if backends is None else backends)
-    chosen = [libraries.load(name) for name in names]
+    left_out: dict[str, str] = {}
+    if backends is None:
+        chosen, left_out = libraries.load_installed()
+    else:
+        chosen = [libraries.load(name) for name in dict.fromkeys(backends)]
     _check_names("dtype", dtypes := tuple(dtypes), all_cases.DTYPES)
-    _check_names("elements", (elements,), range(1, 10**9))
+    if not 1 <= elements <= MOST_ELEMENTS:
+        raise ValueError(f"elements: got {elements}, expected 1 to {MOST_ELEMENTS}")
     if ways is not None:
         known = {way.name for library in chosen for way in library.ways} | {"table gradient"}
         _check_names("way", ways := tuple(ways), sorted(known))
@@ -283,11 +297,11 @@ def run(
             item = run_task(item, elements, make)
         cells.append(item)
     versions = {library.name: library.version for library in chosen}
-    return Report(tuple(cells), versions, elements, time.perf_counter() - started)
+    return Report(tuple(cells), versions, elements, time.perf_counter() - started, left_out)
 
 
 def _check_names(what: str, given: Iterable[Any], known: Any) -> None:
     for name in given:
         if name not in known:
-            expected = known if isinstance(known, range) else ", ".join(known)
-            raise ValueError(f"{what}: got {name!r}, expected one of {expected}")
+            # Quoted: some names hold a comma.
+            raise ValueError(f"{what}: got {name!r}, expected one of {', '.join(map(repr, known))}")

@@ -24,11 +24,18 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def function(case: Case, make: Make, dtype: str) -> Callable[..., Any]:
-    """Return the call under test: a function of one array of that dtype (and ``out``)."""
+    """Return the call under test: a function of one array of that dtype (and ``out``).
+
+    Where the case has an argument that is traced, it is the function's second array.
+    """
     rope = make(**case.embedding)
     arguments = dict(case.arguments)
     if case.kind == "tables":
-        return lambda like: rope.tables(case.where, like=like)
+        where = case.where
+        return lambda like, positions=where: rope.tables(positions, like=like)
+    if case.traced:
+        (name,) = case.traced
+        return lambda x, given, **out: rope(x, **{name: given}, **out)
     if case.call == "inverse":
         return lambda x, **out: rope.inverse(x, **arguments, **out)
     if case.call == "shift":
@@ -38,9 +45,7 @@ def function(case: Case, make: Make, dtype: str) -> Callable[..., Any]:
     if case.call == "strided":
         return lambda x: rope(x[..., ::2, :, :], **arguments)
     if case.call == "rotate by head":
-        table_dtype = "float64" if dtype == "float64" else "float32"
-        cos, sin = _broadcast(rope.tables(case.where, dtype=table_dtype), case)
-        return lambda x: _rotate(x, cos, sin)
+        return lambda x: _rotate_by_head(case, rope, x)
     return lambda x, **out: rope(x, **arguments, **out)
 
 
@@ -50,9 +55,12 @@ def _query_and_key(rope: Any, x: Any) -> Any:
     return xp.concat(list(rope(x, x[:, :2, ...])), axis=1)
 
 
-def _rotate(x: Any, cos: npt.NDArray[Any], sin: npt.NDArray[Any]) -> Any:
+def _rotate_by_head(case: Case, rope: Any, x: Any) -> Any:
+    """Rotate by tables of x's rank."""
     xp = backends.owner_of(x).namespace(x)
-    return rotary.rotate(x, xp.asarray(cos), xp.asarray(sin))
+    axis = -3 if case.head_first else -2
+    tables = rope.tables(case.where, like=x)
+    return rotary.rotate(x, *(xp.expand_dims(table, axis=axis) for table in tables))
 
 
 def table_function(case: Case) -> Callable[..., Any]:

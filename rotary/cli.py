@@ -70,6 +70,8 @@ def _check(options: argparse.Namespace) -> int:
         "ways": options.way,
         "elements": options.elements,
     }
+    if options.json is not None and not options.json.parent.is_dir():
+        return _refuse(f"--json: there is no folder {options.json.parent}")
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     try:
@@ -87,12 +89,15 @@ def _check(options: argparse.Namespace) -> int:
         return _refuse(str(error))
     report.show(console, every_cell=options.verbose)
     if options.json is not None:
-        options.json.write_text(report.to_json())
+        try:
+            options.json.write_text(report.to_json())
+        except OSError as error:
+            return _refuse(f"--json: {error}")
     return 0 if report.holds else 1
 
 
 def _names(given: list[str] | None) -> list[str] | None:
-    return None if given is None else [name for names in given for name in names.split(",")]
+    return None if given is None else [n.strip() for names in given for n in names.split(",")]
 
 
 def _refuse(reason: str) -> int:

@@ -18,8 +18,9 @@ from rotary import backends, rotation
 from rotary import tables as _tables
 from rotary.backends import Backend
 from rotary.dtypes import dtype_name, name_of_dtype
-from rotary.frequencies import Frequencies, radians
-from rotary.positions import Rows, read, read_rows
+from rotary.frequencies import Frequencies, at_length, attention_factor, radians
+from rotary.positions import Rows, after_last, read, read_rows
+from rotary.scaling import Scaling, check_rule
 
 _NUMPY_FLOAT32 = np.empty(0, np.float32)
 
@@ -49,7 +50,9 @@ class RotaryEmbedding:
         F, R by default.
     inv_freq : sequence of float, optional
         R/2 frequencies in radians per position instead of the formula, taken as exact float64.
-    scaling, axes, xpos : None
+    scaling : dataclass of :mod:`rotary.scaling`, optional
+        How the frequencies change to reach beyond the context of training.
+    axes, xpos : None
         Not available in this release.
 
     Raises
@@ -78,7 +81,7 @@ class RotaryEmbedding:
     rotary_side: str = "leading"
     frequency_dim: int = None  # type: ignore[assignment]  # filled in: rotary_dim
     inv_freq: tuple[float, ...] | None = None
-    scaling: None = None
+    scaling: Scaling | None = None
     axes: None = None
     xpos: None = None
     _frequencies: Frequencies = field(init=False, repr=False, compare=False)
@@ -87,7 +90,7 @@ class RotaryEmbedding:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("scaling", "axes", "xpos"):
+        for name in ("axes", "xpos"):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"{name}: got {getattr(self, name)!r}, expected None: this release has no "
@@ -108,8 +111,12 @@ class RotaryEmbedding:
             put("inv_freq", self._supplied_frequencies(self.inv_freq))
         put(
             "_frequencies",
-            Frequencies(self.rotary_dim, self.base, self.frequency_dim, self.inv_freq),
+            Frequencies(
+                self.rotary_dim, self.base, self.frequency_dim, self.inv_freq, self.scaling
+            ),
         )
+        if self.scaling is not None:
+            check_rule(self.scaling, self.rotary_dim // 2, self.frequency_dim)
 
     def _supplied_frequencies(self, given: Iterable[Any]) -> tuple[float, ...]:
         for name, usual in (("base", 10_000.0), ("frequency_dim", self.rotary_dim)):
@@ -154,7 +161,9 @@ class RotaryEmbedding:
         offset : number, or one per batch row, optional
             Positions are offset … offset + seq − 1; 0 by default.  Not together with positions.
         seq_len : int, optional
-            Length of the whole sequence, for scaling rules that depend on it.
+            Length of the whole sequence, for the rules that depend on it (DynamicNTK, LongRoPE);
+            by default the largest position + 1.  Where only a compiled program knows the
+            positions, it has to be given; LongRoPE's may be known to the program alone, too.
         seq_axis : int
             −3 for (batch, seq, heads, head_dim) or packed (total, heads, head_dim).
         out : array, or a pair with k, optional
@@ -229,7 +238,7 @@ class RotaryEmbedding:
         if by is None:
             raise TypeError("by: got None, expected a number")
         rows = Rows(None, by, None, 1, "by")
-        cos, sin = self._look_up(rows, compute, k, backend)
+        cos, sin = self._look_up(rows, None, 0, compute, k, backend)
         return self._rotate_all((k,), cos, sin, axis, backend, inverse=False)[0]
 
     def tables(
@@ -281,10 +290,13 @@ class RotaryEmbedding:
             if wanted != "float32":
                 raise ValueError(f"dtype: got {wanted} with precision='float32', expected float32")
             where = read(positions, backend, "positions")
-            host = _tables.evaluate_as_trained(self._frequencies, where)
+            rows = Rows(where, None, None, None)
+            frequencies = self._at(self._effective_length(rows, seq_len, backend))
+            host = _tables.evaluate_as_trained(frequencies, where)
             cos, sin = (backend.to_device(table, like) for table in host)
         else:
-            cos, sin = self._look_up(Rows(positions, None, None, None), wanted, like, backend)
+            rows = Rows(positions, None, None, None)
+            cos, sin = self._look_up(rows, seq_len, 1, wanted, like, backend)
         # Copies: what is kept must stay as it is.
         xp = backend.namespace(like)
         return xp.asarray(cos, copy=True), xp.asarray(sin, copy=True)
@@ -292,17 +304,32 @@ class RotaryEmbedding:
     def frequencies(self, seq_len: int | None = None) -> npt.NDArray[np.float64]:
         """Return ω_i in radians per position, shape (rotary_dim/2,): the float64 nearest to each.
 
+        Parameters
+        ----------
+        seq_len : int, optional
+            Length of the sequence, for the rules that depend on it; 0 by default.
+
         Examples
         --------
         >>> import rotary
         >>> rotary.RotaryEmbedding(4).frequencies()
         array([1.  , 0.01])
         """
-        return radians(self._frequencies)
+        return radians(self._at(self._length_given(seq_len)))
 
     def attention_factor(self, seq_len: int | None = None) -> float:
-        """Return the number that multiplies cos and sin: 1 without scaling."""
-        return 1.0
+        """Return the number that multiplies cos and sin, 1 for most rules.
+
+        Logits are multiplied by its square.
+
+        Examples
+        --------
+        >>> import rotary
+        >>> rope = rotary.RotaryEmbedding(64, scaling=rotary.scaling.YaRN(16.0, 4096))
+        >>> rope.attention_factor()
+        1.2772588722239782
+        """
+        return attention_factor(self._at(self._length_given(seq_len)))
 
     def _rotate(
         self,
@@ -319,22 +346,28 @@ class RotaryEmbedding:
         backend, axis, compute = self._check("q", q, seq_axis)
         if k is not None:
             self._check_key(k, q, axis, backend, seq_axis)
-        if seq_len is not None:
+        if seq_len is not None and not _is_array(seq_len):
             _whole("seq_len", seq_len)
         if out is not None:
             _check_outs(out, q, k, backend)
         batch = q.shape[0] if axis > 0 else None
         rows = Rows(positions, offset, batch, q.shape[axis])
-        arrays = (q,) if k is None else (q, k)
-        pair = self._deferred(rows, compute, q, backend)
-        if pair is None:
-            where = read_rows(rows, backend)
-            if _tables.fits(self._frequencies, where, compute):
-                pair = _tables.look_up(self._frequencies, where, compute, 1.0, q, backend)
-            else:
-                results = self._rotate_pieces(arrays, where, compute, axis, backend, inverse)
-        if pair is not None:
+        arrays, power = ((q,) if k is None else (q, k)), (-1 if inverse else 1)
+        long = self._if_long(rows, compute, q, backend)
+        if long is None:
+            pair = self._look_up(rows, seq_len, power, compute, q, backend)
             results = self._rotate_all(arrays, *pair, axis, backend, inverse)
+        else:
+            frequencies = self._at(self._effective_length(rows, seq_len, backend))
+            results = [[] for _ in arrays]
+            for index, where in _tables.pieces(frequencies, long, compute):
+                of_piece = tuple(x[(slice(None),) * axis + (index, ...)] for x in arrays)
+                pair = _tables.look_up(frequencies, where, compute, power, q, backend, keep=False)
+                rotated = self._rotate_all(of_piece, *pair, axis, backend, inverse)
+                for pieces, piece in zip(results, rotated, strict=True):
+                    pieces.append(piece)
+            xp = backend.namespace(q)
+            results = [xp.concat(pieces, axis=axis) for pieces in results]
         if k is None:
             return results[0] if out is None else rotation.write(out, results[0])
         if out is None:
@@ -370,39 +403,66 @@ class RotaryEmbedding:
             for x in arrays
         ]
 
-    def _rotate_pieces(
-        self,
-        arrays: tuple[Any, ...],
-        where: Any,
-        dtype: str,
-        axis: int,
-        backend: Backend,
-        inverse: bool,
-    ) -> list[Any]:
-        """Rotate piece by piece along seq, so that no table grows with the call."""
-        rotated = []
-        for rows, part in _tables.pieces(self._frequencies, where, dtype):
-            index = (slice(None),) * axis + (rows, ...)
-            of_piece = tuple(x[index] for x in arrays)
-            pair = _tables.look_up(
-                self._frequencies, part, dtype, 1.0, of_piece[0], backend, keep=False
+    def _if_long(self, rows: Rows, dtype: str, like: Any, backend: Backend) -> Any:
+        """Return positions whose tables are too many for one, or None."""
+        if not _tables.may_be_long(self._frequencies, rows, dtype):
+            return None
+        if backend.is_traced(like) or backend.is_traced(rows.given):
+            return None
+        where = read_rows(rows, backend)
+        return None if _tables.fits(self._frequencies, where, dtype) else where
+
+    def _look_up(
+        self, rows: Rows, seq_len: Any, power: int, dtype: str, like: Any, backend: Backend
+    ) -> tuple[Any, Any]:
+        """Return cos and sin, times the attention factor to that power."""
+        switch = None if self.scaling is None else self.scaling.switch_length
+        if switch is not None and _is_array(seq_len) and backend.is_traced(seq_len):
+            short, long = (
+                self._look_up(rows, length, power, dtype, like, backend)
+                for length in (switch, switch + 1)
             )
-            rotated.append(self._rotate_all(of_piece, *pair, axis, backend, inverse))
-        xp = backend.namespace(arrays[0])
-        return [xp.concat(list(each), axis=axis) for each in zip(*rotated, strict=True)]
+            xp = backend.namespace(seq_len)
+            cos, sin = (xp.where(seq_len > switch, b, a) for a, b in zip(short, long, strict=True))
+            return cos, sin
+        length = self._effective_length(rows, seq_len, backend)
+        wanted = backends.Wanted(
+            self._frequencies.token, length, power, self._frequencies.pairs, dtype
+        )
+        deferred = backend.deferred_tables(wanted, rows, like)
+        if deferred is not None:
+            return deferred
+        where = read_rows(rows, backend)
+        return _tables.look_up(self._at(length), where, dtype, power, like, backend)
 
-    def _deferred(
-        self, rows: Rows, dtype: str, like: Any, backend: Backend
-    ) -> tuple[Any, Any] | None:
-        frequencies = self._frequencies
-        return backend.deferred_tables(frequencies.token, frequencies.pairs, rows, dtype, 1.0, like)
+    def _effective_length(self, rows: Rows, seq_len: Any, backend: Backend) -> int:
+        """Return the length of sequence that decides the frequencies, 0 where none does."""
+        if self.scaling is None or not self.scaling.needs_length:
+            return 0
+        if seq_len is None:
+            if rows.seq is not None and (rows.given is None or type(rows.given) is int):
+                seq_len = (rows.given or 0) + rows.seq
+            elif backend.is_traced(rows.given):
+                raise ValueError(
+                    f"seq_len: got None, expected a number: {type(self.scaling).__name__} depends "
+                    f"on it, and only the compiled program knows the positions"
+                )
+            else:
+                seq_len = after_last(read_rows(rows, backend))
+        elif _is_array(seq_len) and backend.is_traced(seq_len):
+            raise TypeError(
+                f"seq_len: got a traced array, expected a number: {type(self.scaling).__name__} "
+                f"has other frequencies for every length"
+            )
+        return self.scaling.effective_length(int(seq_len))
 
-    def _look_up(self, rows: Rows, dtype: str, like: Any, backend: Backend) -> tuple[Any, Any]:
-        pair = self._deferred(rows, dtype, like, backend)
-        if pair is None:
-            where = read_rows(rows, backend)
-            pair = _tables.look_up(self._frequencies, where, dtype, 1.0, like, backend)
-        return pair
+    def _length_given(self, seq_len: int | None) -> int:
+        if seq_len is not None:
+            _whole("seq_len", seq_len)
+        return 0 if self.scaling is None else self.scaling.effective_length(seq_len or 0)
+
+    def _at(self, length: int) -> Frequencies:
+        return at_length(self._frequencies, length) if length else self._frequencies
 
     def _check(self, name: str, x: Any, seq_axis: int) -> tuple[Backend, int, str]:
         backend = backends.owner_of(x, name)
@@ -442,6 +502,10 @@ def _check_outs(out: Any, q: Any, k: Any, backend: Backend) -> None:
     rotation.check_out("out[1]", out[1], k, backend, (q, k))
     if out[0] is out[1]:
         raise ValueError("out: got one array twice, expected a pair of arrays, for q and k")
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype")
 
 
 def _default(value: Any, default: Any) -> Any:

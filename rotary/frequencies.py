@@ -10,7 +10,7 @@ positions), or to the nearest float64 for reading.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -18,7 +18,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from rotary import scaling as scaling_rules
 from rotary.exact.words import CONTEXT, TAU, nearest, split_words
+from rotary.scaling import Scaling
 
 WORDS = 4
 
@@ -37,6 +39,10 @@ class Frequencies:
         F, the denominator of the exponent.
     inv_freq : tuple of float, optional
         ω_i in radians per position, taken as exact float64 numbers instead of the formula.
+    scaling : dataclass of :mod:`rotary.scaling`, optional
+        Applied to either.
+    seq_len : int
+        The length for which it is applied; 0 where that does not matter.
     token : str
         All of the above as JSON, by value: the name of these frequencies in caches and in
         compiled programs, from which :meth:`from_token` makes them again.
@@ -46,10 +52,15 @@ class Frequencies:
     base: float
     frequency_dim: int
     inv_freq: tuple[float, ...] | None = None
+    scaling: Scaling | None = None
+    seq_len: int = 0
     token: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        if self.scaling is not None:
+            numbers = vars(self.scaling)
+            values["scaling"] = {"rule": type(self.scaling).__name__, **numbers}
         object.__setattr__(self, "token", json.dumps(values))
 
     @staticmethod
@@ -59,6 +70,9 @@ class Frequencies:
         values = json.loads(token)
         if values["inv_freq"] is not None:
             values["inv_freq"] = tuple(values["inv_freq"])
+        if values["scaling"] is not None:
+            rule = getattr(scaling_rules, values["scaling"].pop("rule"))
+            values["scaling"] = rule(**values["scaling"])
         return Frequencies(**values)
 
     @property
@@ -69,10 +83,35 @@ class Frequencies:
 
 def _radians(frequencies: Frequencies) -> list[Decimal]:
     """ω in the current decimal context."""
+    base, dim = Decimal(frequencies.base), frequencies.frequency_dim
     if frequencies.inv_freq is not None:
-        return [Decimal(w) for w in frequencies.inv_freq]
-    step = -2 * Decimal(frequencies.base).ln() / frequencies.frequency_dim
-    return [(step * i).exp() for i in range(frequencies.pairs)]
+        unscaled = [Decimal(w) for w in frequencies.inv_freq]
+    else:
+        step = -2 * base.ln() / dim
+        unscaled = [(step * i).exp() for i in range(frequencies.pairs)]
+    if frequencies.scaling is None:
+        return unscaled
+    return frequencies.scaling.scaled(unscaled, base, dim, frequencies.seq_len)
+
+
+@lru_cache(maxsize=256)
+def attention_factor(frequencies: Frequencies, power: int = 1) -> float:
+    """Return the float64 nearest to a power of the number a that multiplies cos and sin."""
+    if frequencies.scaling is None:
+        return 1.0
+    with localcontext(CONTEXT):
+        return float(frequencies.scaling.attention_factor_at(frequencies.seq_len) ** power)
+
+
+@lru_cache(maxsize=256)
+def at_length(frequencies: Frequencies, seq_len: int) -> Frequencies:
+    """Return the frequencies for sequences of that effective length."""
+    return replace(frequencies, seq_len=seq_len)
+
+
+def named(token: str, seq_len: int) -> Frequencies:
+    """Return the frequencies of a token for sequences of that effective length."""
+    return at_length(Frequencies.from_token(token), seq_len)
 
 
 @lru_cache(maxsize=256)
@@ -96,8 +135,8 @@ def radians_as_trained(frequencies: Frequencies) -> npt.NDArray[np.float32]:
 
     Each step is rounded to float32; so is the power, correctly: libraries' own differ in places.
     """
-    if frequencies.inv_freq is not None:
-        return np.array(frequencies.inv_freq, np.float32)
+    if frequencies.inv_freq is not None or frequencies.scaling is not None:
+        return radians(frequencies).astype(np.float32)
     steps = np.arange(0, frequencies.rotary_dim, 2, dtype=np.float32)
     exponents = steps / np.float32(frequencies.frequency_dim)
     with localcontext(CONTEXT):

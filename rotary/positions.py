@@ -6,6 +6,7 @@ where neighbouring whole numbers are still apart.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any, NamedTuple
 
@@ -115,6 +116,13 @@ def as_span(values: npt.NDArray[np.float64]) -> Span | npt.NDArray[np.float64]:
     start, length = int(values[0]), values.shape[0]
     consecutive = np.array_equal(values, np.arange(start, start + length, dtype=np.float64))
     return Span(start, length) if consecutive else values
+
+
+def after_last(where: Span | npt.NDArray[np.float64]) -> int:
+    """Return the largest position + 1: the length of the sequence, as far as it is known."""
+    if isinstance(where, Span):
+        return max(0, where.start + where.length)
+    return max(0, math.floor(float(where.max(initial=-1.0))) + 1)
 
 
 def read(positions: Any, backend: backends.Backend, name: str) -> npt.NDArray[np.float64]:

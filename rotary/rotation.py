@@ -9,6 +9,7 @@ fl(fl(x1·c) − fl(x2·s)), never a fused multiply-add.  float16 and bfloat16 a
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from rotary import backends
@@ -131,7 +132,7 @@ def rotate_aligned(
     if layout == "half":
         rotated = xp.concat([y1, y2], axis=-1)
     else:
-        rotated = xp.reshape(xp.stack([y1, y2], axis=-1), part.shape)
+        rotated = xp.reshape(xp.stack([y1, y2], axis=-1), _open(part.shape))
     if compute != dtype_name(x):
         rotated = backend.narrow(rotated, x.dtype)
 
@@ -151,7 +152,12 @@ def align(table: Any, x: Any, axis: int, backend: Backend) -> Any:
     shape[axis], shape[-1] = table.shape[-2], table.shape[-1]
     if table.ndim == 3:
         shape[0] = table.shape[0]
-    return backend.namespace(x).reshape(table, tuple(shape))
+    return backend.namespace(x).reshape(table, _open(shape))
+
+
+def _open(shape: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a shape to reshape to: lengths that a lazy library leaves open are −1."""
+    return tuple(-1 if n is None else n for n in shape)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -183,6 +189,11 @@ def sequence_axis(name: str, x: Any, seq_axis: int) -> int:
         raise ValueError(
             f"seq_axis: got {seq_axis} for {name} of shape {tuple(x.shape)}, expected an axis of "
             f"it other than the last, which holds the features"
+        )
+    length = x.shape[axis]
+    if length is None or length != length:  # lazy libraries leave lengths open: None, or NaN
+        raise ValueError(
+            f"{name}: got shape {tuple(x.shape)}, expected a known length along seq_axis {seq_axis}"
         )
     return axis
 

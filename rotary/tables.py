@@ -10,6 +10,7 @@ truth: rows are kept only because models ask for the same ones again in every la
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Hashable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -21,8 +22,8 @@ from rotary.backends import Backend
 from rotary.cache import Cache
 from rotary.dtypes import dtype_name
 from rotary.exact import circle
-from rotary.frequencies import Frequencies, radians, radians_as_trained, turns
-from rotary.positions import LIMIT, Span
+from rotary.frequencies import Frequencies, attention_factor, radians, radians_as_trained, turns
+from rotary.positions import LIMIT, Rows, Span
 
 # A call whose table would be larger rotates piece by piece, and keeps no table.
 PIECE_BYTES = 64 * 2**20
@@ -43,11 +44,14 @@ def evaluate(
     frequencies: Frequencies,
     positions: npt.NDArray[np.float64],
     dtype: str,
-    factor: float = 1.0,
+    power: int = 1,
 ) -> npt.NDArray[Any]:
-    """Return cos and sin on the host, shape (2, …, R/2) for positions of shape (…)."""
+    """Return cos and sin on the host, shape (2, …, R/2) for positions of shape (…).
+
+    They are multiplied by the attention factor to the power of 1, 0 or −1.
+    """
     words = turns(frequencies)
-    table = circle.cosine_table(factor)
+    table = circle.cosine_table(attention_factor(frequencies, power))
     flat = positions.reshape(-1, 1)
     out = np.empty((2, flat.shape[0], frequencies.pairs), dtype)
     # Blocks keep the dozens of intermediates in the processor's cache.
@@ -64,7 +68,7 @@ _ONE_RADIAN = Frequencies(2, 1.0, 2, (1.0,))
 
 
 def evaluate_as_trained(
-    frequencies: Frequencies, positions: npt.NDArray[np.float64], factor: float = 1.0
+    frequencies: Frequencies, positions: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
     """Return cos and sin of angles that were rounded to float32, as the usual implementations do.
 
@@ -74,35 +78,40 @@ def evaluate_as_trained(
     omega = radians_as_trained(frequencies)
     angles = positions.astype(np.float32)[..., None] * omega
     both = evaluate(_ONE_RADIAN, angles.astype(np.float64), "float32")[..., 0]
-    return both * np.float32(factor)
+    return both * np.float32(attention_factor(frequencies))
 
 
 def in_program(
     frequencies: Frequencies,
     positions: Any,
     dtype: str,
-    factor: float,
+    power: int,
     *,
     xp: Any,
     product: Callable[[Any, Any], Any],
+    asarray: Callable[[Any], Any] | None = None,
+    take: Callable[[Any, Any], Any] = operator.getitem,
 ) -> Any:
     """Return cos and sin, shape (2, …, R/2), as a part of a program that is being compiled.
 
     The same algorithm for positions that only the program will know: float64 of shape (…), in the
-    library of namespace `xp`, whose `product` is that of :func:`rotary.exact.circle.bind`.  cos and
-    sin are one array: compilers work twice for two.
+    library of namespace `xp`, whose `product` is that of :func:`rotary.exact.circle.bind`;
+    `asarray` brings float64 from the host, and `take` picks by an index of any shape.  cos and sin
+    are one array: compilers work twice for two.
     """
+    asarray = asarray or xp.asarray
 
     def look_up(table: Any, cell: Any) -> Any:
         index = xp.astype(cell, xp.int32) & (circle.CELLS - 1)
-        return table[0][index], table[1][index]
+        return take(table[0], index), take(table[1], index)
 
     bound = circle.bind(rint=xp.round, sign=xp.sign, look_up=look_up, product=product)
-    words = [xp.asarray(row) for row in turns(frequencies)]
+    words = [asarray(row) for row in turns(frequencies)]
     cell, *rest = bound.reduce(positions[None, ..., None], *words)
     quarters = np.array([0.0, circle.QUARTER]).reshape(2, *[1] * (positions.ndim + 1))
-    table = [xp.asarray(row) for row in circle.cosine_table(factor)]
-    high, low = bound.cosine(cell - xp.asarray(quarters), *rest, table)
+    factor = attention_factor(frequencies, power)
+    table = [asarray(row) for row in circle.cosine_table(factor)]
+    high, low = bound.cosine(cell - asarray(quarters), *rest, table)
     value = bound.to_float32(high, low) if dtype == "float32" else high + low
     return xp.astype(value, getattr(xp, dtype))
 
@@ -138,10 +147,10 @@ cache = Cache(CACHE_BYTES)
 
 
 def cache_key(
-    frequencies: Frequencies, where: Hashable, dtype: str, factor: float, device: Hashable
+    frequencies: Frequencies, where: Hashable, dtype: str, power: int, device: Hashable
 ) -> Hashable:
     """Everything that decides the content of a table: leave nothing out."""
-    return frequencies.token, where, dtype, factor, device
+    return frequencies.token, where, dtype, power, device
 
 
 def _row_bytes(
@@ -150,6 +159,12 @@ def _row_bytes(
     """Bytes that one position of the seq axis has in both tables, batch rows together."""
     batch = 1 if isinstance(positions, Span) else math.prod(positions.shape[:-1])
     return 2 * frequencies.pairs * (8 if dtype == "float64" else 4) * batch
+
+
+def may_be_long(frequencies: Frequencies, rows: Rows, dtype: str) -> bool:
+    """Whether the tables of a call might not fit, by its shape alone."""
+    features = 2 * frequencies.pairs * (8 if dtype == "float64" else 4)
+    return (rows.seq or 0) * (rows.batch or 1) * features > PIECE_BYTES
 
 
 def fits(frequencies: Frequencies, positions: Span | npt.NDArray[np.float64], dtype: str) -> bool:
@@ -176,7 +191,7 @@ def look_up(
     frequencies: Frequencies,
     positions: Span | npt.NDArray[np.float64],
     dtype: str,
-    factor: float,
+    power: int,
     like: Any,
     backend: Backend,
     *,
@@ -190,16 +205,16 @@ def look_up(
     if not keep:
         if isinstance(positions, Span):
             positions = positions.start + np.arange(positions.length, dtype=np.float64)
-        host = evaluate(frequencies, positions, dtype, factor)
+        host = evaluate(frequencies, positions, dtype, power)
         return backend.to_device(host[0], like), backend.to_device(host[1], like)
     if not isinstance(positions, Span):
         where = (positions.shape, positions.tobytes())
-        return _kept(frequencies, where, positions, dtype, factor, like, backend)
+        return _kept(frequencies, where, positions, dtype, power, like, backend)
     # Whole blocks are kept, so that the steps of decoding share one entry.
     first = positions.start // BLOCK_ROWS * BLOCK_ROWS
     stop = positions.start + positions.length
     count = -(-(stop - first) // BLOCK_ROWS) * BLOCK_ROWS
-    cos, sin = _kept(frequencies, Span(first, count), None, dtype, factor, like, backend)
+    cos, sin = _kept(frequencies, Span(first, count), None, dtype, power, like, backend)
     if (first, count) == positions:
         return cos, sin
     rows = slice(positions.start - first, stop - first)
@@ -211,18 +226,18 @@ def _kept(
     where: Any,
     positions: npt.NDArray[np.float64] | None,
     dtype: str,
-    factor: float,
+    power: int,
     like: Any,
     backend: Backend,
 ) -> tuple[Any, Any]:
     device = backend.device_key(like)
-    key = cache_key(frequencies, where, dtype, factor, (backend.name, device))
+    key = cache_key(frequencies, where, dtype, power, (backend.name, device))
     pair: tuple[Any, Any] | None = cache.get(key)
     if pair is not None:
         return pair
     if positions is None:
         positions = np.arange(where.start, where.start + where.length, dtype=np.float64)
-    host = evaluate(frequencies, positions, dtype, factor)
+    host = evaluate(frequencies, positions, dtype, power)
     pair = backend.to_device(host[0], like), backend.to_device(host[1], like)
     if device is not None:
         cache.put(key, pair, host.nbytes)

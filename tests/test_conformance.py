@@ -56,7 +56,7 @@ def test_jax_programs_hold_when_sharded_over_two_devices() -> None:
             "--way",
             "sharded",
             "--case",
-            "rotation/half,rotation/offset-per-row",
+            "rotation/half,traced/offset",
             "--elements",
             "2000",
         ],

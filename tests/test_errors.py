@@ -73,7 +73,7 @@ def tables(shape: tuple[int, ...] = (5, 4), dtype: Any = np.float32) -> Any:
         ({"inv_freq": [1, 2, 3, 4], "base": 5}, ValueError, "base", "got 5.0 beside inv_freq"),
         ({"inv_freq": [1, 2, 3, 4], "base": 8}, ValueError, "base", "got 8.0 beside inv_freq"),
         ({"inv_freq": [1, 2, 3, 4], "frequency_dim": 6}, ValueError, "frequency_dim", "got 6"),
-        ({"scaling": {"factor": 2}}, ValueError, "scaling", "expected None"),
+        ({"scaling": {"factor": 2}}, TypeError, "scaling", "expected None or a rule"),
         ({"axes": 2}, ValueError, "axes", "got 2, expected None"),
         ({"xpos": 512}, ValueError, "xpos", "got 512, expected None"),
     ],
@@ -400,6 +400,13 @@ def test_positions_without_values_are_refused(refused: Any) -> None:
         ROPE.shift(q, nowhere[0])
     with refused(TypeError, "positions", *words):
         rotary.validate(nowhere)
+
+
+def test_positions_that_torch_maps_over_are_refused(refused: Any) -> None:
+    torch = pytest.importorskip("torch")
+    q, positions = torch.from_numpy(features()), torch.arange(10).reshape(2, 5)
+    with refused(TypeError, "positions", "torch.func maps over", unchanged=(q,)):
+        torch.func.vmap(lambda p: ROPE(q, positions=p))(positions)
 
 
 def test_positions_that_ask_for_a_gradient_are_refused(refused: Any) -> None:

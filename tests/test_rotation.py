@@ -111,8 +111,8 @@ def angles(rope, shape, *, positions=None, offset=0, seq_axis=-2) -> np.ndarray:
     return positions.reshape(grid) * frequencies(rope)
 
 
-LIBRARIES = pytest.mark.parametrize("name", libraries.KNOWN)
-MUTABLE = pytest.mark.parametrize("name", [name for name in libraries.KNOWN if name != "jax"])
+LIBRARIES = pytest.mark.parametrize("name", ["numpy", "torch", "jax", "array-api-strict"])
+MUTABLE = pytest.mark.parametrize("name", ["numpy", "torch", "array-api-strict"])
 
 
 def array(name: str, x: np.ndarray):

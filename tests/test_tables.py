@@ -82,9 +82,10 @@ def test_two_words_of_turns_would_not_do() -> None:
 @pytest.mark.parametrize("factor", [1.3688879454113936, 0.75, 40.0])
 def test_the_attention_factor_costs_no_rounding(factor: float) -> None:
     positions = np.random.default_rng(1).integers(0, 10**6, 60).astype(float)
-    angles = oracle.Angles(64)
+    angles, ones = oracle.Angles(64), (1.0,) * 32
+    rule = rotary.scaling.LongRoPE(ones, ones, 100, attention_factor=factor)
     got32, got64 = (
-        evaluate(Frequencies(64, 10_000.0, 64), positions, dtype, factor)
+        evaluate(Frequencies(64, 10_000.0, 64, scaling=rule), positions, dtype)
         for dtype in ("float32", "float64")
     )
     want = oracle.tables(angles, positions)

@@ -15,7 +15,11 @@ KNOWN = {
     "numpy": ("_numpy", "numpy"),
     "torch": ("_torch", "torch"),
     "jax": ("_jax", "jax"),
+    "cupy": ("_cupy", "cupy"),
     "array-api-strict": ("_strict", "array_api_strict"),
+    "mlx": ("_mlx", "mlx"),
+    "dask": ("_dask", "dask"),
+    "ndonnx": ("_ndonnx", "ndonnx"),
 }
 
 Function = Callable[..., Any]
@@ -28,12 +32,12 @@ class Way:
     Attributes
     ----------
     name : str
-        Such as "eager" or "compiled gradient".
+        Such as "eager" or "compiled gradient"; after a comma, where or how: "eager, x64".
     quantity : {"value", "adjoint", "tangent", "chain"}
         What comes out: f(x); the gradient of ⟨f(x), direction⟩; the derivative of f along
         direction; f(f(x)).
     run : callable
-        ``run(f, x, direction)`` on arrays of the library.
+        ``run(f, x, direction, *more)`` on arrays of the library; f takes x and what is more.
     refused : mapping of str to str
         dtype → why this way cannot run with it.
     unavailable : str, optional
@@ -62,7 +66,11 @@ class Library:
 
 
 class NotInstalledError(Exception):
-    """A library that was asked for cannot be imported."""
+    """A library that was asked for cannot be imported, or cannot run on this machine."""
+
+
+class CannotRunError(Exception):
+    """Why a library cannot run on this machine, though it may be installed."""
 
 
 def installed() -> list[str]:
@@ -74,11 +82,29 @@ def load(name: str) -> Library:
     """Return a library by name, or raise :class:`NotInstalledError` saying why not."""
     if name not in KNOWN:
         raise NotInstalledError(f"backend {name!r} is unknown; known are {', '.join(KNOWN)}")
+    try:
+        return _load(name)
+    except CannotRunError as error:
+        raise NotInstalledError(f"backend {name!r} was asked for, but {error}") from error
+
+
+def load_installed() -> tuple[list[Library], dict[str, str]]:
+    """Return the libraries that run here, and why others do not that are installed."""
+    loaded: list[Library] = []
+    left_out: dict[str, str] = {}
+    for name in installed():
+        try:
+            loaded.append(_load(name))
+        except CannotRunError as error:
+            left_out[name] = str(error)
+    return loaded, left_out
+
+
+def _load(name: str) -> Library:
     file, module = KNOWN[name]
     try:
         library: Library = import_module(f"{__name__}.{file}").library()
     except ImportError as error:
-        raise NotInstalledError(
-            f"backend {name!r} was asked for, but {module} cannot be imported: {error}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise CannotRunError(f"{module} cannot be imported: {reason}") from error
     return library

@@ -64,52 +64,61 @@ def _with_x64(on: bool, run: Callable[..., Any]) -> Callable[..., Any]:
     return under
 
 
-def _eager(f: Function, x: Any, direction: Any) -> Any:
-    return f(x)
+def _eager(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    return f(x, *more)
 
 
-def _compiled(f: Function, x: Any, direction: Any) -> Any:
-    return jax.jit(f)(x)
+def _compiled(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    return jax.jit(f)(x, *more)
 
 
-def _compiled_chain(f: Function, x: Any, direction: Any) -> Any:
-    return jax.jit(lambda x: f(f(x)))(x)
+def _compiled_chain(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    return jax.jit(lambda x, *more: f(f(x, *more), *more))(x, *more)
 
 
-def _vmapped(f: Function, x: Any, direction: Any) -> Any:
-    return jax.jit(jax.vmap(f, in_axes=1, out_axes=1))(x)
+def _vmapped(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    return jax.jit(_by_heads(f, 1, len(more)))(x, *more)
 
 
-def _scanned(f: Function, x: Any, direction: Any) -> Any:
-    _, y = jax.jit(lambda x: lax.scan(lambda _, one: (None, f(one)), None, x))(
-        jnp.moveaxis(x, 1, 0)
-    )
-    return jnp.moveaxis(y, 0, 1)
+def _scanned(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    def by_heads(x: Any, *more: Any) -> Any:
+        return lax.scan(lambda _, one: (None, f(one, *more)), None, jnp.moveaxis(x, 1, 0))[1]
+
+    return jnp.moveaxis(jax.jit(by_heads)(x, *more), 0, 1)
 
 
 def _pull_back(f: Function) -> Function:
-    return lambda x, direction: jax.vjp(f, x)[1](direction)[0]
+    return lambda x, direction, *more: jax.vjp(lambda x: f(x, *more), x)[1](direction)[0]
 
 
-def _gradient(f: Function, x: Any, direction: Any) -> Any:
-    return _pull_back(f)(x, direction)
+def _gradient(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    return _pull_back(f)(x, direction, *more)
 
 
-def _compiled_gradient(f: Function, x: Any, direction: Any) -> Any:
-    return jax.jit(_pull_back(f))(x, direction)
+def _compiled_gradient(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    return jax.jit(_pull_back(f))(x, direction, *more)
 
 
-def _vmapped_gradient(f: Function, x: Any, direction: Any) -> Any:
-    return jax.jit(jax.vmap(_pull_back(f), in_axes=1, out_axes=1))(x, direction)
+def _vmapped_gradient(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    return jax.jit(_by_heads(_pull_back(f), 2, len(more)))(x, direction, *more)
 
 
-def _compiled_tangent(f: Function, x: Any, direction: Any) -> Any:
-    return jax.jit(lambda x, t: jax.jvp(f, (x,), (t,))[1])(x, direction)
+def _compiled_tangent(f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    def push(x: Any, direction: Any, *more: Any) -> Any:
+        return jax.jvp(lambda x: f(x, *more), (x,), (direction,))[1]
+
+    return jax.jit(push)(x, direction, *more)
 
 
-def _sharded(f: Function, x: Any, direction: Any) -> Any:
+def _sharded(f: Function, x: Any, direction: Any, *more: Any) -> Any:
     mesh = Mesh(np.array(jax.devices()[:2]), ("heads",))
-    return jax.jit(f)(jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "heads"))))
+    split = NamedSharding(mesh, PartitionSpec(None, "heads"))
+    return jax.jit(f)(jax.device_put(x, split), *more)
+
+
+def _by_heads(f: Function, mapped: int, shared: int) -> Function:
+    """Map f over axis 1 of its first arrays; the others are the same for all."""
+    return jax.vmap(f, in_axes=(1,) * mapped + (None,) * shared, out_axes=1)
 
 
 def _table_gradient(f: Function, x: Any, cos: Any, sin: Any, direction: Any) -> tuple[Any, Any]:

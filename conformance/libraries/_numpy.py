@@ -22,13 +22,13 @@ def library() -> Library:
     )
 
 
-def eager(f: Function, x: Any, direction: Any) -> Any:
+def eager(f: Function, x: Any, direction: Any, *more: Any) -> Any:
     """f(x) as it comes."""
-    return f(x)
+    return f(x, *more)
 
 
-def in_place(f: Function, x: npt.NDArray[Any], direction: Any) -> Any:
+def in_place(f: Function, x: npt.NDArray[Any], direction: Any, *more: Any) -> Any:
     """f(x) written into x."""
-    returned = f(x, out=x)
+    returned = f(x, *more, out=x)
     assert returned is x
     return x

@@ -52,17 +52,17 @@ def _to_host(x: torch.Tensor) -> npt.NDArray[Any]:
     return x.numpy()
 
 
-def _vmapped(f: Function, x: torch.Tensor, direction: Any) -> Any:
-    return torch.func.vmap(f, in_dims=1, out_dims=1)(x)
+def _vmapped(f: Function, x: torch.Tensor, direction: Any, *more: Any) -> Any:
+    return torch.func.vmap(lambda x: f(x, *more), in_dims=1, out_dims=1)(x)
 
 
-def _gradient(f: Function, x: torch.Tensor, direction: torch.Tensor) -> Any:
+def _gradient(f: Function, x: torch.Tensor, direction: torch.Tensor, *more: Any) -> Any:
     leaf = x.detach().requires_grad_()
-    return torch.autograd.grad(f(leaf), leaf, direction)[0]
+    return torch.autograd.grad(f(leaf, *more), leaf, direction)[0]
 
 
-def _tangent(f: Function, x: torch.Tensor, direction: torch.Tensor) -> Any:
-    return torch.func.jvp(f, (x,), (direction,))[1]
+def _tangent(f: Function, x: torch.Tensor, direction: torch.Tensor, *more: Any) -> Any:
+    return torch.func.jvp(lambda x: f(x, *more), (x,), (direction,))[1]
 
 
 def _compile(f: Function) -> Function:
@@ -70,16 +70,16 @@ def _compile(f: Function) -> Function:
     return torch.compile(f, fullgraph=True)
 
 
-def _compiled(f: Function, x: torch.Tensor, direction: Any) -> Any:
-    return _compile(lambda x: f(x))(x)
+def _compiled(f: Function, x: torch.Tensor, direction: Any, *more: Any) -> Any:
+    return _compile(lambda *arrays: f(*arrays))(x, *more)
 
 
-def _compiled_chain(f: Function, x: torch.Tensor, direction: Any) -> Any:
-    return _compile(lambda x: f(f(x)))(x)
+def _compiled_chain(f: Function, x: torch.Tensor, direction: Any, *more: Any) -> Any:
+    return _compile(lambda x, *more: f(f(x, *more), *more))(x, *more)
 
 
-def _compiled_gradient(f: Function, x: torch.Tensor, direction: torch.Tensor) -> Any:
-    return _gradient(_compile(lambda x: f(x)), x, direction)
+def _compiled_gradient(f: Function, x: torch.Tensor, direction: torch.Tensor, *more: Any) -> Any:
+    return _gradient(_compile(lambda *arrays: f(*arrays)), x, direction, *more)
 
 
 def _table_gradient(f: Function, x: Any, cos: Any, sin: Any, direction: Any) -> tuple[Any, Any]:

@@ -1,0 +1,69 @@
+"""CuPy: eager, on CUDA devices; each ufunc is a kernel of its own, whose results are rounded.
+
+CuPy computes on its current device and puts new arrays there, whatever `device=` says (cupy#9848),
+and it copies from the host without waiting.  Nothing here may go through ``cupy.fuse``: its kernels
+contract products with sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import array_api_compat.cupy as xp
+import cupy
+import numpy.typing as npt
+
+from rotary.backends._generic import deferred_tables, is_traced, product
+from rotary.backends._numpy import narrow, widen
+
+__all__ = ["deferred_tables", "is_traced", "narrow", "product", "widen"]
+
+name = "cupy"
+
+
+def namespace(x: Any) -> Any:
+    """Return CuPy as array-api-compat completes it."""
+    return xp
+
+
+def device_key(x: Any) -> Hashable | None:
+    """Return the number of x's device, which has to be the current one: its objects do not hash."""
+    device, current = x.device.id, cupy.cuda.runtime.getDevice()
+    if device != current:
+        raise ValueError(
+            f"device: got an array on CUDA device {device} while CuPy computes on device "
+            f"{current}; expected the call within `with x.device:`"
+        )
+    return int(device)
+
+
+def same_device(x: Any, other: Any) -> bool:
+    """Whether x and other are on the same device."""
+    return bool(x.device.id == other.device.id == device_key(x))
+
+
+def to_device(host: npt.NDArray[Any], like: Any) -> Any:
+    """Return host on like's device."""
+    with like.device:
+        # Waiting for the copy: what is kept serves every stream.
+        return cupy.asarray(host, blocking=True)
+
+
+def to_host(x: Any) -> npt.NDArray[Any]:
+    """Return x's values as a NumPy array, waiting for its device."""
+    host: npt.NDArray[Any] = cupy.asnumpy(x)
+    return host
+
+
+def refuse_out(out: Any, inputs: tuple[Any, ...]) -> str | None:
+    """Why out cannot be written, or None."""
+    if any(step == 0 and length > 1 for step, length in zip(out.strides, out.shape, strict=True)):
+        return "the array is broadcast, its elements share memory"
+    return None
+
+
+def synchronize(x: Any) -> None:
+    """Wait until x is computed, on the current stream of its device."""
+    with x.device:
+        cupy.cuda.get_current_stream().synchronize()
