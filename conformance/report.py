@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -87,6 +88,8 @@ class Report:
         if every_cell:
             console.print(_cells(self.run))
         console.print(_summary(self))
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        console.print(versions, style="dim", soft_wrap=True)
         _show_failures(self.failures, console)
         for library, reason in self.left_out.items():
             console.print(f"left out: {library}: {escape(reason)}", style="dim", soft_wrap=True)
@@ -113,10 +116,12 @@ def _as_dict(cell: Cell) -> dict[str, Any]:
 
 
 def _summary(report: Report) -> Table:
-    table = Table(caption="numbers that differ · cells of dtype and way", pad_edge=False)
+    # Eight libraries fit into 80 columns.
+    caption = "numbers that differ · cells of dtype and way"
+    table = Table(caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("case", no_wrap=True)
-    for library, version in report.versions.items():
-        table.add_column(f"{library}\n{version}", justify="right")
+    for library in report.versions:
+        table.add_column(library.replace("-", "-\n"), justify="right")
     for case in dict.fromkeys(cell.case for cell in report.cells):
         cells = [cell for cell in report.run if cell.case == case]
         found = [_found([c for c in cells if c.library == library]) for library in report.versions]
@@ -128,13 +133,13 @@ def _found(cells: list[Cell]) -> str:
     """Show the cells of one case and library."""
     if not cells:
         return "–"
-    count = f"[dim]· {len(cells)}[/]"
+    count = f"[dim]·{len(cells)}[/]"
     if any(cell.verdict == "error" for cell in cells):
-        return f"[bold red]error[/] {count}"
+        return f"[bold red]error[/]{count}"
     differing = sum(cell.differing for cell in cells)
     if differing:
-        return f"[bold red]{differing:,}[/] {count}"
-    return f"[green]0[/] {count}"
+        return f"[bold red]{differing:,}[/]{count}"
+    return f"[green]0[/]{count}"
 
 
 def _cells(cells: Iterable[Cell]) -> Table:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,16 @@ import numpy.typing as npt
 from rotary import backends, rotation
 from rotary import tables as _tables
 from rotary.backends import Backend
+from rotary.checks import even_dim, positive, whole
 from rotary.dtypes import dtype_name, name_of_dtype
-from rotary.frequencies import Frequencies, at_length, attention_factor, radians
+from rotary.frequencies import (
+    Frequencies,
+    at_length,
+    attention_factor,
+    query_scale,
+    radians,
+    softmax_scale,
+)
 from rotary.positions import Rows, after_last, read, read_rows
 from rotary.scaling import Scaling, check_rule
 
@@ -98,25 +105,21 @@ class RotaryEmbedding:
                 )
         rotation.check_choice("layout", self.layout, rotation.LAYOUTS)
         rotation.check_choice("rotary_side", self.rotary_side, rotation.SIDES)
-        put("head_dim", _whole("head_dim", self.head_dim))
-        put("rotary_dim", _whole("rotary_dim", _default(self.rotary_dim, self.head_dim)))
-        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
-            raise ValueError(
-                f"rotary_dim: got {self.rotary_dim}, expected an even number up to head_dim = "
-                f"{self.head_dim}"
-            )
-        put("base", _positive("base", self.base))
-        put("frequency_dim", _whole("frequency_dim", _default(self.frequency_dim, self.rotary_dim)))
+        put("head_dim", whole("head_dim", self.head_dim))
+        rotary_dim = _default(self.rotary_dim, self.head_dim)
+        put("rotary_dim", even_dim("rotary_dim", rotary_dim, self.head_dim, "head_dim"))
+        put("base", positive("base", self.base))
+        put("frequency_dim", whole("frequency_dim", _default(self.frequency_dim, self.rotary_dim)))
         if self.inv_freq is not None:
             put("inv_freq", self._supplied_frequencies(self.inv_freq))
+        if self.scaling is not None:
+            check_rule(self.scaling, self.rotary_dim // 2, self.frequency_dim)
         put(
             "_frequencies",
             Frequencies(
                 self.rotary_dim, self.base, self.frequency_dim, self.inv_freq, self.scaling
             ),
         )
-        if self.scaling is not None:
-            check_rule(self.scaling, self.rotary_dim // 2, self.frequency_dim)
 
     def _supplied_frequencies(self, given: Iterable[Any]) -> tuple[float, ...]:
         for name, usual in (("base", 10_000.0), ("frequency_dim", self.rotary_dim)):
@@ -208,7 +211,9 @@ class RotaryEmbedding:
         """
         return self._rotate(q, k, positions, offset, seq_len, seq_axis, out, inverse=True)
 
-    def shift(self, k: Any, by: float, *, seq_axis: int = -2) -> Any:
+    def shift(
+        self, k: Any, by: float, *, seq_len: int | None = None, seq_axis: int = -2
+    ) -> Any:
         """Move keys that were rotated already by a constant number of positions.
 
         Parameters
@@ -217,6 +222,8 @@ class RotaryEmbedding:
             Rotated keys, as a cache holds them.
         by : number
             Positions to add to all of them, whole or fractional, negative to move back.
+        seq_len : int, optional
+            The length for which k was rotated; needed where the scaling rule depends on it.
         seq_axis : int
             As for the call; all positions move alike.
 
@@ -237,8 +244,13 @@ class RotaryEmbedding:
         backend, axis, compute = self._check("k", k, seq_axis)
         if by is None:
             raise TypeError("by: got None, expected a number")
+        if seq_len is None and self.scaling is not None and self.scaling.needs_length:
+            raise ValueError(
+                f"seq_len: got None, expected the length for which k was rotated: "
+                f"{type(self.scaling).__name__} depends on it"
+            )
         rows = Rows(None, by, None, 1, "by")
-        cos, sin = self._look_up(rows, None, 0, compute, k, backend)
+        cos, sin = self._look_up(rows, seq_len, 0, compute, k, backend)
         return self._rotate_all((k,), cos, sin, axis, backend, inverse=False)[0]
 
     def tables(
@@ -331,6 +343,49 @@ class RotaryEmbedding:
         """
         return attention_factor(self._at(self._length_given(seq_len)))
 
+    @property
+    def softmax_scale(self) -> float:
+        """What the softmax scale D^(−1/2) is multiplied by: DeepSeek's g(s, mscale_all_dim)², or 1.
+
+        Examples
+        --------
+        >>> import rotary
+        >>> rotary.RotaryEmbedding(64).softmax_scale
+        1.0
+        """
+        return softmax_scale(self._frequencies)
+
+    def query_scale(self, positions: Any, *, like: Any = None) -> Any:
+        """Return what rotated queries are multiplied by, position by position.
+
+        1 + β·ln(1 + ⌊p/L0⌋), with the rule's ``llama_4_scaling_beta`` β; 1 without one.
+
+        Parameters
+        ----------
+        positions : array or list, shape (...)
+            Positions that the host can read.
+        like : array, optional
+            The scale comes in its library, on its device, in the dtype in which it rotates; NumPy
+            float32 by default.
+
+        Returns
+        -------
+        array, shape (...)
+
+        Examples
+        --------
+        >>> import rotary
+        >>> rule = rotary.scaling.YaRN(16.0, 8192, llama_4_scaling_beta=0.1)
+        >>> rotary.RotaryEmbedding(128, scaling=rule).query_scale([0, 8191, 8192])
+        array([1.       , 1.       , 1.0693147], dtype=float32)
+        """
+        like = _NUMPY_FLOAT32 if like is None else like
+        backend = backends.owner_of(like, "like")
+        where = read(positions, backend, "positions")
+        host = query_scale(self._frequencies, where)
+        host = np.array(host, rotation.compute_dtype("like", like))
+        return backend.namespace(like).asarray(backend.to_device(host, like), copy=True)
+
     def _rotate(
         self,
         q: Any,
@@ -347,7 +402,7 @@ class RotaryEmbedding:
         if k is not None:
             self._check_key(k, q, axis, backend, seq_axis)
         if seq_len is not None and not _is_array(seq_len):
-            _whole("seq_len", seq_len)
+            whole("seq_len", seq_len)
         if out is not None:
             _check_outs(out, q, k, backend)
         batch = q.shape[0] if axis > 0 else None
@@ -458,7 +513,7 @@ class RotaryEmbedding:
 
     def _length_given(self, seq_len: int | None) -> int:
         if seq_len is not None:
-            _whole("seq_len", seq_len)
+            whole("seq_len", seq_len)
         return 0 if self.scaling is None else self.scaling.effective_length(seq_len or 0)
 
     def _at(self, length: int) -> Frequencies:
@@ -510,23 +565,3 @@ def _is_array(value: Any) -> bool:
 
 def _default(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: got {value!r}, expected a whole number")
-    if value <= 0:
-        raise ValueError(f"{name}: got {value}, expected a positive number")
-    return int(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: got {value!r}, expected a number")
-    try:
-        number = float(value)
-    except OverflowError:  # whole numbers know no infinity
-        number = math.inf
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name}: got {number}, expected a positive, finite number")
-    return number

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from rotary import scaling as scaling_rules
 from rotary.exact.words import CONTEXT, TAU, nearest, split_words
-from rotary.scaling import Scaling
+from rotary.scaling import Scaling, YaRN
 
 WORDS = 4
 
@@ -101,6 +101,29 @@ def attention_factor(frequencies: Frequencies, power: int = 1) -> float:
         return 1.0
     with localcontext(CONTEXT):
         return float(frequencies.scaling.attention_factor_at(frequencies.seq_len) ** power)
+
+
+def softmax_scale(frequencies: Frequencies) -> float:
+    """Return the float64 nearest to the number that multiplies the softmax scale."""
+    if not isinstance(frequencies.scaling, YaRN):
+        return 1.0
+    with localcontext(CONTEXT):
+        return float(frequencies.scaling.softmax_factor)
+
+
+def query_scale(
+    frequencies: Frequencies, positions: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the number that multiplies the query at each position, of positions' shape."""
+    rule = frequencies.scaling
+    if not isinstance(rule, YaRN) or rule.llama_4_scaling_beta is None:
+        return np.ones(positions.shape)
+    contexts, index = np.unique(
+        np.floor(positions / rule.original_max_position_embeddings), return_inverse=True
+    )
+    with localcontext(CONTEXT):
+        scales = [float(rule.query_factor(Decimal(c))) for c in contexts.tolist()]
+    return np.array(scales)[index].reshape(positions.shape)
 
 
 @lru_cache(maxsize=256)

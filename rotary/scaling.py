@@ -269,6 +269,12 @@ class YaRN(_OfAnyLength):
         """What DeepSeek multiplies its softmax scale by: g(s, mscale_all_dim)²."""
         return self._g(self.mscale_all_dim) ** 2 if self.mscale_all_dim else Decimal(1)
 
+    def query_factor(self, contexts: Decimal) -> Decimal:
+        """Return 1 + β·ln(1 + contexts): the query scale after so many whole contexts."""
+        if contexts < 0:
+            raise ValueError("positions: got a negative one, which has no query scale")
+        return 1 + Decimal(self.llama_4_scaling_beta or 0) * (1 + contexts).ln()
+
     def _g(self, m: float) -> Decimal:
         s = Decimal(self.factor)
         return Decimal(1) if s <= 1 else Decimal("0.1") * Decimal(m) * s.ln() + 1
