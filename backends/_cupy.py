@@ -14,8 +14,7 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy.typing as npt
 
-from rotary.backends._generic import deferred_tables, is_traced, product
-from rotary.backends._numpy import narrow, widen
+from rotary.backends._numpy import deferred_tables, is_traced, narrow, product, widen
 
 __all__ = ["deferred_tables", "is_traced", "narrow", "product", "widen"]
 

@@ -15,16 +15,13 @@ from rotary.dtypes import dtype_name
 name = "generic"
 namespace = array_api_compat.array_namespace
 
-# What the mathematics asks of a namespace and of an array.
-_FUNCTIONS = ("asarray", "astype", "concat", "float32", "reshape", "stack")
-_METHODS = ("__add__", "__getitem__", "__mul__", "__sub__")
+# What every rotation asks of a namespace.
+_NEEDED = ("asarray", "astype", "concat", "float32", "reshape", "stack")
 
 
 def missing(x: Any) -> list[str]:
     """Return the operations that x's library lacks."""
-    xp = namespace(x)
-    functions = [f for f in _FUNCTIONS if not hasattr(xp, f)]
-    return functions + [f"{type(x).__name__}.{m}" for m in _METHODS if not hasattr(x, m)]
+    return [operation for operation in _NEEDED if not hasattr(namespace(x), operation)]
 
 
 def device_key(x: Any) -> Hashable | None:
@@ -53,7 +50,8 @@ def to_device(host: npt.NDArray[Any], like: Any) -> Any:
     except (AttributeError, TypeError, ValueError) as error:
         array, reason = None, error
     if array is None or dtype_name(array) != kind:
-        raise TypeError(f"dtype: {kind} is not available in {xp.__name__} on {device}") from reason
+        where = xp.__name__ if device is None else f"{xp.__name__} on {device}"
+        raise TypeError(f"dtype: {kind} is not available in {where}") from reason
     return array
 
 

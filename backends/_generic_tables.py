@@ -39,6 +39,7 @@ def of_lazy(rows: Any, wanted: Wanted) -> Any:
         positions,
         wanted.dtype,
         wanted.power,
+        wanted.role,
         xp=xp,
         product=_generic.product,
         asarray=asarray,

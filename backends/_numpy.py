@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rotary.backends._generic import deferred_tables, is_traced, product, synchronize
+from rotary.backends._generic import is_traced, product, synchronize
+from rotary.backends._protocol import Wanted
 
-__all__ = ["deferred_tables", "is_traced", "product", "synchronize"]
+__all__ = ["is_traced", "product", "synchronize"]
 
 name = "numpy"
 
@@ -49,6 +50,11 @@ def widen(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 def narrow(x: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
     """Return x rounded to a 16-bit dtype."""
     return x.astype(dtype)
+
+
+def deferred_tables(wanted: Wanted, rows: Any, like: Any) -> tuple[Any, Any] | None:
+    """Return None: nothing is compiled."""
+    return None
 
 
 def refuse_out(out: npt.NDArray[Any], inputs: tuple[Any, ...]) -> str | None:

@@ -89,7 +89,7 @@ class Report:
             console.print(_cells(self.run))
         console.print(_summary(self))
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        console.print(versions, style="dim", soft_wrap=True)
+        console.print(f"numbers that differ·cells of dtype and way; {versions}", soft_wrap=True)
         _show_failures(self.failures, console)
         for library, reason in self.left_out.items():
             console.print(f"left out: {library}: {escape(reason)}", style="dim", soft_wrap=True)
@@ -117,8 +117,7 @@ def _as_dict(cell: Cell) -> dict[str, Any]:
 
 def _summary(report: Report) -> Table:
     # Eight libraries fit into 80 columns.
-    caption = "numbers that differ · cells of dtype and way"
-    table = Table(caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("case", no_wrap=True)
     for library in report.versions:
         table.add_column(library.replace("-", "-\n"), justify="right")

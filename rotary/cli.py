@@ -35,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         "--backend",
         action="append",
         metavar="NAME[,NAME]",
-        help="numpy, torch, jax, array-api-strict; default: all that are installed",
+        help="numpy, torch, jax, cupy, array-api-strict, mlx, dask, ndonnx; default: all that are "
+        "installed and run on this machine",
     )
     check.add_argument(
         "--case", action="append", metavar="ID[,ID]", help="case ids or patterns: rotation/half*"

@@ -64,6 +64,12 @@ def test_imports_are_absolute(path: Path) -> None:
     assert not [name for name in imported(path) if name.startswith(".")]
 
 
+@pytest.mark.parametrize("name", ["_generic.py", "_generic_tables.py"])
+def test_the_generic_backend_names_no_library(name: str) -> None:
+    text = (ROOT / "backends" / name).read_text("utf-8").lower()
+    assert not [w for w in (*FRAMEWORKS, "ndonnx", "onnx", "array_api_strict") if w in text]
+
+
 def test_shims_cannot_shadow_the_libraries() -> None:
     assert not [path for path in sources("backends") if path.name[0] != "_"]
 
