@@ -41,9 +41,13 @@ def of_traced(rows: Any, wanted: Wanted) -> Any:
 
 def of_host(rows: Any, wanted: Wanted, like: Any) -> Any:
     """Return cos and sin, shape (2, …, pairs), of positions known now."""
+    from rotary.frequencies import named
     from rotary.positions import Span, read_rows
+    from rotary.tables import check_range
 
     where = read_rows(rows, owner_of(like))
+    frequencies = named(wanted.token, wanted.length)
+    check_range(frequencies, where, wanted.dtype, wanted.power, wanted.role)
 
     def positions(zero: Any) -> Any:
         if not isinstance(where, Span):
@@ -74,7 +78,8 @@ def _(steps: int | None, wanted: Wanted, primals: Any, tangents: Any) -> tuple[A
 
     both = _of_fractional(*primals, steps, wanted)
     each = tangents[0][..., None] if steps is None else tangents[0][..., None, None]
-    return both, slope(named(wanted.token, wanted.length), both, jnp) * each.astype(both.dtype)
+    by_position = slope(named(wanted.token, wanted.length), both, wanted.role, jnp)
+    return both, by_position * each.astype(both.dtype)
 
 
 def _in_program(positions: Callable[[Any], Any], operand: Any, wanted: Wanted) -> Any:
@@ -88,7 +93,13 @@ def _in_program(positions: Callable[[Any], Any], operand: Any, wanted: Wanted) -
         with jax.enable_x64(True):
             where = positions(lax.convert_element_type(operand, jnp.float64))
             return in_program(
-                frequencies, where, wanted.dtype, wanted.power, xp=jnp, product=finite_product
+                frequencies,
+                where,
+                wanted.dtype,
+                wanted.power,
+                wanted.role,
+                xp=jnp,
+                product=finite_product,
             )
 
     return lax.platform_dependent(operand, cpu=partial(_apart, compute), default=compute)

@@ -23,6 +23,8 @@ class Wanted(NamedTuple):
     """Power of the attention factor that multiplies them."""
     pairs: int
     dtype: str
+    role: int = 0
+    """Sign of the exponent of XPos's scale; 0 without one."""
 
 
 class Backend(Protocol):

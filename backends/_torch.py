@@ -159,6 +159,7 @@ def _tables(
     power: int,
     pairs: int,
     dtype: str,
+    role: int,
     device: torch.device,
 ) -> torch.Tensor:
     """Return cos and sin, shape (2, …, pairs), looked up when the compiled program runs."""
@@ -171,7 +172,7 @@ def _tables(
     like = torch.empty(0, device=device)
     backend = owner_of(like)
     where = as_span(read(positions, backend, name))
-    pair = tables.look_up(named(token, length), where, dtype, power, like, backend)
+    pair = tables.look_up(named(token, length), where, dtype, power, like, backend, role=role)
     return torch.stack(pair)  # a copy: compiled programs reuse the memory of what they get
 
 
@@ -184,6 +185,7 @@ def _(
     power: int,
     pairs: int,
     dtype: str,
+    role: int,
     device: torch.device,
 ) -> torch.Tensor:
     return torch.empty((2, *positions.shape, pairs), dtype=getattr(torch, dtype), device=device)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rotary import scaling
 from rotary.conformance import oracle
+from rotary.xpos import XPos
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Names of ways, up to the comma: "eager" is "eager, x64" too.
@@ -75,12 +77,25 @@ class Case:
     def angles(self) -> oracle.Angles:
         """The frequencies, as the oracle reads them."""
         e = self.embedding
+        xpos = e.get("xpos")
         return oracle.Angles(
             e.get("rotary_dim", self.head_dim),
             e.get("base", 10_000.0),
             e.get("frequency_dim"),
             e.get("inv_freq"),
+            None if xpos is None else xpos.scale_base,
+            self._role,
+            e.get("scaling"),
+            self.arguments.get("seq_len", 0),
         )
+
+    @property
+    def _role(self) -> str | None:
+        """Whose tables the oracle has to make."""
+        role = self.arguments.get("role")
+        if self.call == "inverse" and role is not None:
+            return {"query": "key", "key": "query"}[role]  # the scale is taken out
+        return role
 
     @property
     def head_dim(self) -> int:
@@ -334,6 +349,98 @@ def _traced() -> Iterable[Case]:
     )
 
 
+def _xpos() -> Iterable[Case]:
+    embedding = {**_PLAIN, "xpos": XPos(512.0)}
+
+    def tables(name: str, comment: str, role: str, where: Any, **traced: Any) -> Case:
+        return Case(
+            f"xpos/{name}",
+            "tables",
+            comment,
+            embedding,
+            arguments={"role": role},
+            positions=_these(*where),
+            traced=traced,
+            values="none",
+            ways=EAGER_AND_COMPILED if traced else EAGER,
+            dtypes=("float32", "float64"),
+        )
+
+    def rotation(name: str, comment: str, role: str, **rest: Any) -> Case:
+        arguments = {"offset": 1000, "role": role}
+        given = {"arguments": arguments, "positions": _from(1000), **rest}
+        return Case(f"xpos/{name}", "rotation", comment, embedding, **given)
+
+    # Here the scale is at least 2^-106, and no table value is subnormal in float32.
+    most = 30_000
+    rng = np.random.default_rng(13)
+    near_zeros = oracle.worst_positions(oracle.Angles(64), [0, -20], 24)
+    near_zeros = [p for p in near_zeros if p < most / 2]
+    spread = [*rng.integers(-most, most, 60), *rng.uniform(-most, most, 60), *near_zeros]
+    singles = np.array(spread, np.float32)
+    for role in ("query", "key"):
+        yield tables(f"tables-{role}", "a scale rounded before it meets cos", role, spread)
+        yield tables(f"traced-tables-{role}", "fused constants", role, singles, positions=singles)
+    yield rotation("query", "a scale rounded before it meets cos", "query", ways=None)
+    yield rotation("key", "the scale of the query", "key")
+    yield rotation("inverse", "the adjoint, which keeps the scale", "key", call="inverse")
+    yield rotation(
+        "shift",
+        "the direction of a shift",
+        "key",
+        call="shift",
+        arguments={"by": -300, "role": "key"},
+        positions=lambda angles: np.full(64, -300.0),
+        ways=EAGER_AND_COMPILED,
+    )
+    yield rotation(
+        "traced-offset",
+        "a scale taken for a constant",
+        "key",
+        arguments={"role": "key"},
+        traced={"offset": np.asarray(np.int32(1000))},
+        ways=None,
+    )
+
+
+_RULES = {
+    "linear": scaling.Linear(4.0),
+    "ntk": scaling.NTK(8.0),
+    "dynamic-ntk": scaling.DynamicNTK(4.0, 2048),
+    "yarn": scaling.YaRN(40.0, 4096, mscale=1.0, mscale_all_dim=0.707),
+    "yarn-untruncated": scaling.YaRN(16.0, 4096, truncate=False),
+    "longrope-short": scaling.LongRoPE([1.25] * 32, [9.0] * 32, 10**6, factor=32.0),
+    "longrope-long": scaling.LongRoPE([1.25] * 32, [1.0 + i for i in range(32)], 4096, factor=32.0),
+    "llama3": scaling.Llama3(8.0, 1.0, 4.0, 8192),
+    "proportional": scaling.Proportional(0.25, 2.0),
+}
+
+
+def _scalings() -> Iterable[Case]:
+    for name, rule in _RULES.items():
+        embedding = {**_PLAIN, "base": 500_000.0, "scaling": rule}
+        yield Case(
+            f"scaling/tables-{name}",
+            "tables",
+            "frequencies or an attention factor in float32",
+            embedding,
+            arguments={"seq_len": FAR + 64},
+            positions=_mixed,
+            values="none",
+            ways=EAGER,
+            dtypes=("float32", "float64"),
+        )
+        yield Case(
+            f"scaling/{name}",
+            "rotation",
+            "a rule left out of a cache key; the attention factor applied twice",
+            embedding,
+            arguments={"offset": FAR, "seq_len": FAR + 64},
+            positions=_from(FAR),
+            ways=None if name == "yarn" else EAGER_AND_COMPILED,
+        )
+
+
 def _gradients() -> Iterable[Case]:
     for layout in ("half", "interleaved"):
         yield Case(
@@ -348,7 +455,7 @@ def _gradients() -> Iterable[Case]:
 
 def every() -> tuple[Case, ...]:
     """Return all cases."""
-    return (*_tables(), *_rotations(), *_traced(), *_gradients())
+    return (*_tables(), *_rotations(), *_traced(), *_xpos(), *_scalings(), *_gradients())
 
 
 def select(patterns: Iterable[str]) -> tuple[Case, ...]:

@@ -16,6 +16,8 @@ import mpmath
 import numpy as np
 import numpy.typing as npt
 
+from rotary.conformance import scaling_oracle
+
 # Fractional bits of an angle in turns: 2^53 positions of it still keep 347.
 _FRACTION_BITS = 400
 _WORKING_BITS = 160
@@ -29,17 +31,43 @@ class Angles:
     base: float = 10_000.0
     frequency_dim: int | None = None
     inv_freq: tuple[float, ...] | None = None
+    scale_base: float | None = None
+    """Of XPos."""
+    role: str | None = None
+    """Whose tables, under XPos: "query" or "key"."""
+    scaling: Any = None
+    """A rule of rotary.scaling, of which only the numbers are read."""
+    seq_len: int = 0
 
     def turns(self) -> list[Any]:
         """Return ω/2π as mpmath numbers at the current precision."""
-        mp = mpmath.mp
-        if self.inv_freq is not None:
-            return [mp.mpf(w) / (2 * mp.pi) for w in self.inv_freq]
+        mp, base = mpmath.mp, mpmath.mp.mpf(self.base)
         denominator = self.frequency_dim or self.rotary_dim
-        return [
-            mp.power(mp.mpf(self.base), -mp.mpf(2 * i) / denominator) / (2 * mp.pi)
-            for i in range(self.rotary_dim // 2)
-        ]
+        if self.inv_freq is not None:
+            omega = [mp.mpf(w) for w in self.inv_freq]
+        else:
+            exponents = (-mp.mpf(2 * i) / denominator for i in range(self.rotary_dim // 2))
+            omega = [mp.power(base, exponent) for exponent in exponents]
+        if self.scaling is not None:
+            rule = scaling_oracle.RULES[type(self.scaling).__name__]
+            omega = rule(vars(self.scaling), omega, base, denominator, self.seq_len)
+        return [w / (2 * mp.pi) for w in omega]
+
+    def factor(self) -> float:
+        """Return the attention factor, the float64 nearest to the formula's value."""
+        if self.scaling is None:
+            return 1.0
+        rule, numbers = type(self.scaling).__name__, vars(self.scaling)
+        return float(scaling_oracle.attention_factor(rule, numbers, self.seq_len))
+
+    def scale(self, pair: int, position: float) -> Any:
+        """Return what multiplies cos and sin, at the current precision: XPos, arXiv 2212.10554."""
+        mp = mpmath.mp
+        if self.scale_base is None:
+            return mp.mpf(self.factor())
+        zeta = (mp.mpf(2 * pair) / self.rotary_dim + mp.mpf("0.4")) / mp.mpf("1.4")
+        exponent = mp.mpf(position) / mp.mpf(self.scale_base)
+        return mp.power(zeta, {"query": exponent, "key": -exponent}[str(self.role)])
 
 
 @dataclass(frozen=True)
@@ -70,10 +98,13 @@ def tables(angles: Angles, positions: npt.NDArray[np.float64]) -> Tables:
 def _tables(angles: Angles, positions: tuple[float, ...]) -> tuple[Any, Any, Any]:
     shape = (2, len(positions), angles.rotary_dim // 2)
     high, low, single = np.empty(shape), np.empty(shape), np.empty(shape, np.float32)
-    with mpmath.workprec(_WORKING_BITS):
+    # Under XPos float64 reaches farther than float32, whose table is then infinite.
+    with mpmath.workprec(_WORKING_BITS), np.errstate(over="ignore"):
         for n, position in enumerate(positions):
             for i, fixed in enumerate(_fixed_turns(angles)):
-                for which, value in enumerate(_cos_sin(position, fixed)):
+                scale = angles.scale(i, position)
+                for which, unscaled in enumerate(_cos_sin(position, fixed)):
+                    value = unscaled * scale
                     high[which, n, i] = float(value)
                     low[which, n, i] = float(value - float(value))
                     single[which, n, i] = round_to_bits(value, 24)

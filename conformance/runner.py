@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -223,9 +223,12 @@ def reference_tables(
     where = np.frombuffer(positions[1]).reshape(positions[0])
     if dtype != "float64":
         return oracle.tables(angles, where).float32
-    given = {name: value for name, value in asdict(angles).items() if value is not None}
+    given = {name: value for name, value in vars(angles).items() if value is not None}
+    role, seq_len = given.pop("role", None), given.pop("seq_len") or None
+    if role is not None:
+        given["xpos"] = rotary.XPos(given.pop("scale_base"))
     rope = rotary.RotaryEmbedding(head_dim=angles.rotary_dim, **given)
-    return np.stack(rope.tables(where, dtype="float64"))
+    return np.stack(rope.tables(where, dtype="float64", role=role, seq_len=seq_len))
 
 
 def _at_worst(difference: compare.Difference, got: npt.NDArray[Any], want: npt.NDArray[Any]) -> str:

@@ -55,7 +55,10 @@ def yarn(n: Numbers, omega: list[Any], base: Any, d: int, length: int) -> list[A
 def longrope(n: Numbers, omega: list[Any], base: Any, d: int, length: int) -> list[Any]:
     """Divide pair by pair (arXiv 2402.13753)."""
     long = length > n["original_max_position_embeddings"]
-    return [w / mp.mpf(f) for w, f in zip(omega, n["long_factor" if long else "short_factor"], strict=True)]
+    return [
+        w / mp.mpf(f)
+        for w, f in zip(omega, n["long_factor" if long else "short_factor"], strict=True)
+    ]
 
 
 def llama3(n: Numbers, omega: list[Any], base: Any, d: int, length: int) -> list[Any]:

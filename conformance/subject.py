@@ -32,10 +32,10 @@ def function(case: Case, make: Make, dtype: str) -> Callable[..., Any]:
     arguments = dict(case.arguments)
     if case.kind == "tables":
         where = case.where
-        return lambda like, positions=where: rope.tables(positions, like=like)
+        return lambda like, positions=where: rope.tables(positions, like=like, **arguments)
     if case.traced:
         (name,) = case.traced
-        return lambda x, given, **out: rope(x, **{name: given}, **out)
+        return lambda x, given, **out: rope(x, **{name: given}, **arguments, **out)
     if case.call == "inverse":
         return lambda x, **out: rope.inverse(x, **arguments, **out)
     if case.call == "shift":

@@ -28,6 +28,7 @@ from rotary.frequencies import (
 )
 from rotary.positions import Rows, after_last, read, read_rows
 from rotary.scaling import Scaling, check_rule
+from rotary.xpos import ROLES, XPos
 
 _NUMPY_FLOAT32 = np.empty(0, np.float32)
 
@@ -59,8 +60,11 @@ class RotaryEmbedding:
         R/2 frequencies in radians per position instead of the formula, taken as exact float64.
     scaling : dataclass of :mod:`rotary.scaling`, optional
         How the frequencies change to reach beyond the context of training.
-    axes, xpos : None
+    axes : None
         Not available in this release.
+    xpos : XPos, optional
+        The scale of XPos beside the rotation: queries and keys then differ, and calls with one
+        array need its ``role``.
 
     Raises
     ------
@@ -90,19 +94,17 @@ class RotaryEmbedding:
     inv_freq: tuple[float, ...] | None = None
     scaling: Scaling | None = None
     axes: None = None
-    xpos: None = None
+    xpos: XPos | None = None
     _frequencies: Frequencies = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("axes", "xpos"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)!r}, expected None: this release has no "
-                    f"{name}"
-                )
+        if self.axes is not None:
+            raise ValueError(f"axes: got {self.axes!r}, expected None: this release has no axes")
+        if self.xpos is not None and not isinstance(self.xpos, XPos):
+            raise TypeError(f"xpos: got {self.xpos!r}, expected None or rotary.XPos(...)")
         rotation.check_choice("layout", self.layout, rotation.LAYOUTS)
         rotation.check_choice("rotary_side", self.rotary_side, rotation.SIDES)
         put("head_dim", whole("head_dim", self.head_dim))
@@ -117,7 +119,12 @@ class RotaryEmbedding:
         put(
             "_frequencies",
             Frequencies(
-                self.rotary_dim, self.base, self.frequency_dim, self.inv_freq, self.scaling
+                self.rotary_dim,
+                self.base,
+                self.frequency_dim,
+                self.inv_freq,
+                self.scaling,
+                xpos=self.xpos,
             ),
         )
 
@@ -150,6 +157,7 @@ class RotaryEmbedding:
         offset: Any = None,
         seq_len: int | None = None,
         seq_axis: int = -2,
+        role: str | None = None,
         out: Any = None,
     ) -> Any:
         """Rotate queries, or queries and keys, to their positions.
@@ -169,6 +177,8 @@ class RotaryEmbedding:
             positions, it has to be given; LongRoPE's may be known to the program alone, too.
         seq_axis : int
             −3 for (batch, seq, heads, head_dim) or packed (total, heads, head_dim).
+        role : {"query", "key"}, optional
+            What q is, with xpos and without k; with k, they are query and key.
         out : array, or a pair with k, optional
             Written in place and returned; may be q (and k) itself.
 
@@ -183,9 +193,9 @@ class RotaryEmbedding:
             For arrays of another kind, dtypes that do not rotate, 16-bit float positions.
         ValueError
             For shapes that do not meet, NaN or positions beyond ±2^53, `out` where it cannot be
-            written.
+            written, a `role` that is missing or means nothing.
         """
-        return self._rotate(q, k, positions, offset, seq_len, seq_axis, out, inverse=False)
+        return self._rotate(q, k, positions, offset, seq_len, seq_axis, role, out, inverse=False)
 
     def inverse(
         self,
@@ -196,9 +206,10 @@ class RotaryEmbedding:
         offset: Any = None,
         seq_len: int | None = None,
         seq_axis: int = -2,
+        role: str | None = None,
         out: Any = None,
     ) -> Any:
-        """Take the rotation out again; arguments as for the call.
+        """Take the rotation, the attention factor and XPos's scale out; arguments as for the call.
 
         Examples
         --------
@@ -209,10 +220,16 @@ class RotaryEmbedding:
         >>> bool(np.allclose(rope.inverse(rope(q, offset=7), offset=7), q, rtol=1e-15))
         True
         """
-        return self._rotate(q, k, positions, offset, seq_len, seq_axis, out, inverse=True)
+        return self._rotate(q, k, positions, offset, seq_len, seq_axis, role, out, inverse=True)
 
     def shift(
-        self, k: Any, by: float, *, seq_len: int | None = None, seq_axis: int = -2
+        self,
+        k: Any,
+        by: float,
+        *,
+        seq_len: int | None = None,
+        seq_axis: int = -2,
+        role: str | None = None,
     ) -> Any:
         """Move keys that were rotated already by a constant number of positions.
 
@@ -226,6 +243,8 @@ class RotaryEmbedding:
             The length for which k was rotated; needed where the scaling rule depends on it.
         seq_axis : int
             As for the call; all positions move alike.
+        role : {"query", "key"}, optional
+            With xpos, what k is; "key" by default.
 
         Returns
         -------
@@ -249,9 +268,10 @@ class RotaryEmbedding:
                 f"seq_len: got None, expected the length for which k was rotated: "
                 f"{type(self.scaling).__name__} depends on it"
             )
+        sign = self._sign("key" if role is None and self.xpos is not None else role)
         rows = Rows(None, by, None, 1, "by")
-        cos, sin = self._look_up(rows, seq_len, 0, compute, k, backend)
-        return self._rotate_all((k,), cos, sin, axis, backend, inverse=False)[0]
+        cos, sin = self._look_up(rows, seq_len, 0, sign, compute, k, backend)
+        return self._rotate_all((k,), k, cos, sin, axis, backend, inverse=False)[0]
 
     def tables(
         self,
@@ -260,6 +280,7 @@ class RotaryEmbedding:
         like: Any = None,
         dtype: Any = None,
         seq_len: int | None = None,
+        role: str | None = None,
         precision: str = "exact",
     ) -> tuple[Any, Any]:
         """Return the tables cos and sin of these positions.
@@ -274,6 +295,8 @@ class RotaryEmbedding:
             float32 or float64; by default that in which `like` rotates, else float32.
         seq_len : int, optional
             As for the call.
+        role : {"query", "key"}, optional
+            With xpos, and needed there: whose tables.
         precision : {"exact", "float32"}
             Exact: float32 tables are correctly rounded, float64 tables within 0.501 ulp.
             "float32" rounds frequencies, positions and angles to float32 on the way, as the usual
@@ -293,6 +316,7 @@ class RotaryEmbedding:
                [0.5403023, 0.99995  ]], dtype=float32)
         """
         rotation.check_choice("precision", precision, ("exact", "float32"))
+        sign = self._sign(role)
         like = _NUMPY_FLOAT32 if like is None else like
         backend = backends.owner_of(like, "like")
         wanted = rotation.compute_dtype("like", like) if dtype is None else name_of_dtype(dtype)
@@ -301,6 +325,8 @@ class RotaryEmbedding:
         if precision == "float32":
             if wanted != "float32":
                 raise ValueError(f"dtype: got {wanted} with precision='float32', expected float32")
+            if sign:
+                raise ValueError("precision: got 'float32' with xpos, expected 'exact'")
             where = read(positions, backend, "positions")
             rows = Rows(where, None, None, None)
             frequencies = self._at(self._effective_length(rows, seq_len, backend))
@@ -308,7 +334,7 @@ class RotaryEmbedding:
             cos, sin = (backend.to_device(table, like) for table in host)
         else:
             rows = Rows(positions, None, None, None)
-            cos, sin = self._look_up(rows, seq_len, 1, wanted, like, backend)
+            cos, sin = self._look_up(rows, seq_len, 1, sign, wanted, like, backend)
         # Copies: what is kept must stay as it is.
         xp = backend.namespace(like)
         return xp.asarray(cos, copy=True), xp.asarray(sin, copy=True)
@@ -386,6 +412,20 @@ class RotaryEmbedding:
         host = np.array(host, rotation.compute_dtype("like", like))
         return backend.namespace(like).asarray(backend.to_device(host, like), copy=True)
 
+    def to_config(self) -> dict[str, Any]:
+        """Return a dictionary that ``json`` writes and :func:`rotary.from_config` reads back.
+
+        Examples
+        --------
+        >>> import rotary
+        >>> rope = rotary.RotaryEmbedding(64, scaling=rotary.scaling.Linear(2.0))
+        >>> rotary.from_config(rope.to_config()) == rope
+        True
+        """
+        from rotary.config import to_config  # which makes embeddings
+
+        return to_config(self)
+
     def _rotate(
         self,
         q: Any,
@@ -394,11 +434,13 @@ class RotaryEmbedding:
         offset: Any,
         seq_len: int | None,
         seq_axis: int,
+        role: str | None,
         out: Any,
         *,
         inverse: bool,
     ) -> Any:
         backend, axis, compute = self._check("q", q, seq_axis)
+        signs = self._signs(role, k)
         if k is not None:
             self._check_key(k, q, axis, backend, seq_axis)
         if seq_len is not None and not _is_array(seq_len):
@@ -407,38 +449,81 @@ class RotaryEmbedding:
             _check_outs(out, q, k, backend)
         batch = q.shape[0] if axis > 0 else None
         rows = Rows(positions, offset, batch, q.shape[axis])
-        arrays, power = ((q,) if k is None else (q, k)), (-1 if inverse else 1)
-        long = self._if_long(rows, compute, q, backend)
-        if long is None:
-            pair = self._look_up(rows, seq_len, power, compute, q, backend)
-            results = self._rotate_all(arrays, *pair, axis, backend, inverse)
-        else:
-            frequencies = self._at(self._effective_length(rows, seq_len, backend))
-            results = [[] for _ in arrays]
-            for index, where in _tables.pieces(frequencies, long, compute):
-                of_piece = tuple(x[(slice(None),) * axis + (index, ...)] for x in arrays)
-                pair = _tables.look_up(frequencies, where, compute, power, q, backend, keep=False)
-                rotated = self._rotate_all(of_piece, *pair, axis, backend, inverse)
-                for pieces, piece in zip(results, rotated, strict=True):
-                    pieces.append(piece)
-            xp = backend.namespace(q)
-            results = [xp.concat(pieces, axis=axis) for pieces in results]
+        arrays = (q,) if k is None else (q, k)
+        # What shares its tables rotates together.
+        alike = [arrays] if self.xpos is None else [(x,) for x in arrays]
+        results: list[Any] = []
+        for group, sign in zip(alike, signs, strict=True):
+            results += self._rotate_alike(
+                group, q, rows, seq_len, sign, compute, axis, backend, inverse
+            )
         if k is None:
             return results[0] if out is None else rotation.write(out, results[0])
         if out is None:
             return results[0], results[1]
         return rotation.write(out[0], results[0]), rotation.write(out[1], results[1])
 
+    def _rotate_alike(
+        self,
+        arrays: tuple[Any, ...],
+        q: Any,
+        rows: Rows,
+        seq_len: Any,
+        sign: int,
+        compute: str,
+        axis: int,
+        backend: Backend,
+        inverse: bool,
+    ) -> list[Any]:
+        """Rotate arrays by the same tables, piece by piece where those are long."""
+        power, sign = (-1, -sign) if inverse else (1, sign)
+        long = self._if_long(rows, compute, q, backend)
+        if long is None:
+            pair = self._look_up(rows, seq_len, power, sign, compute, q, backend)
+            return self._rotate_all(arrays, q, *pair, axis, backend, inverse)
+        frequencies = self._at(self._effective_length(rows, seq_len, backend))
+        results: list[Any] = [[] for _ in arrays]
+        for index, where in _tables.pieces(frequencies, long, compute):
+            of_piece = tuple(x[(slice(None),) * axis + (index, ...)] for x in arrays)
+            pair = _tables.look_up(
+                frequencies, where, compute, power, q, backend, role=sign, keep=False
+            )
+            rotated = self._rotate_all(of_piece, q, *pair, axis, backend, inverse)
+            for pieces, piece in zip(results, rotated, strict=True):
+                pieces.append(piece)
+        xp = backend.namespace(q)
+        return [xp.concat(pieces, axis=axis) for pieces in results]
+
+    def _signs(self, role: str | None, k: Any) -> tuple[int, ...]:
+        """Return the sign of XPos's exponent for each table that a call needs."""
+        if k is None or self.xpos is None:
+            return (self._sign(role),)
+        if role is not None:
+            raise ValueError(f"role: got {role!r} beside k, expected None: q is query, k is key")
+        return ROLES["query"], ROLES["key"]
+
+    def _sign(self, role: str | None) -> int:
+        if self.xpos is None:
+            if role is None:
+                return 0
+            raise ValueError(
+                f"role: got {role!r}, expected None: without xpos queries and keys rotate alike"
+            )
+        rotation.check_choice("role", role, tuple(ROLES))
+        assert role is not None
+        return ROLES[role]
+
     def _rotate_all(
         self,
         arrays: tuple[Any, ...],
+        q: Any,
         cos: Any,
         sin: Any,
         axis: int,
         backend: Backend,
         inverse: bool,
     ) -> list[Any]:
-        q, k = arrays[0], arrays[-1]
+        k = arrays[-1]
         if cos.ndim == 3 and k.shape[0] != q.shape[0]:
             raise ValueError(
                 f"k: got shape {tuple(k.shape)}, expected {q.shape[0]} batch rows as q of shape "
@@ -468,13 +553,20 @@ class RotaryEmbedding:
         return None if _tables.fits(self._frequencies, where, dtype) else where
 
     def _look_up(
-        self, rows: Rows, seq_len: Any, power: int, dtype: str, like: Any, backend: Backend
+        self,
+        rows: Rows,
+        seq_len: Any,
+        power: int,
+        sign: int,
+        dtype: str,
+        like: Any,
+        backend: Backend,
     ) -> tuple[Any, Any]:
-        """Return cos and sin, times the attention factor to that power."""
+        """Return cos and sin, times the attention factor to that power and XPos's scale."""
         switch = None if self.scaling is None else self.scaling.switch_length
         if switch is not None and _is_array(seq_len) and backend.is_traced(seq_len):
             short, long = (
-                self._look_up(rows, length, power, dtype, like, backend)
+                self._look_up(rows, length, power, sign, dtype, like, backend)
                 for length in (switch, switch + 1)
             )
             xp = backend.namespace(seq_len)
@@ -482,13 +574,13 @@ class RotaryEmbedding:
             return cos, sin
         length = self._effective_length(rows, seq_len, backend)
         wanted = backends.Wanted(
-            self._frequencies.token, length, power, self._frequencies.pairs, dtype
+            self._frequencies.token, length, power, self._frequencies.pairs, dtype, sign
         )
         deferred = backend.deferred_tables(wanted, rows, like)
         if deferred is not None:
             return deferred
         where = read_rows(rows, backend)
-        return _tables.look_up(self._at(length), where, dtype, power, like, backend)
+        return _tables.look_up(self._at(length), where, dtype, power, like, backend, role=sign)
 
     def _effective_length(self, rows: Rows, seq_len: Any, backend: Backend) -> int:
         """Return the length of sequence that decides the frequencies, 0 where none does."""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from rotary import scaling as scaling_rules
 from rotary.exact.words import CONTEXT, TAU, nearest, split_words
 from rotary.scaling import Scaling, YaRN
+from rotary.xpos import XPos
 
 WORDS = 4
 
@@ -43,6 +44,8 @@ class Frequencies:
         Applied to either.
     seq_len : int
         The length for which it is applied; 0 where that does not matter.
+    xpos : XPos, optional
+        The scale beside the rotation.
     token : str
         All of the above as JSON, by value: the name of these frequencies in caches and in
         compiled programs, from which :meth:`from_token` makes them again.
@@ -54,6 +57,7 @@ class Frequencies:
     inv_freq: tuple[float, ...] | None = None
     scaling: Scaling | None = None
     seq_len: int = 0
+    xpos: XPos | None = None
     token: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +65,8 @@ class Frequencies:
         if self.scaling is not None:
             numbers = vars(self.scaling)
             values["scaling"] = {"rule": type(self.scaling).__name__, **numbers}
+        if self.xpos is not None:
+            values["xpos"] = vars(self.xpos)
         object.__setattr__(self, "token", json.dumps(values))
 
     @staticmethod
@@ -73,6 +79,8 @@ class Frequencies:
         if values["scaling"] is not None:
             rule = getattr(scaling_rules, values["scaling"].pop("rule"))
             values["scaling"] = rule(**values["scaling"])
+        if values["xpos"] is not None:
+            values["xpos"] = XPos(**values["xpos"])
         return Frequencies(**values)
 
     @property

@@ -11,7 +11,7 @@ rotated features), s ``factor``, L0 ``original_max_position_embeddings``, the co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from numbers import Integral, Real
@@ -312,8 +312,8 @@ class LongRoPE:
     (array([1.  , 0.01]), array([0.66666667, 0.00125   ]))
     """
 
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
+    short_factor: Sequence[float]
+    long_factor: Sequence[float]
     original_max_position_embeddings: int
     factor: float | None = None
     attention_factor: float | None = None

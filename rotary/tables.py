@@ -2,8 +2,9 @@
 
     cos[n, i] = round(a · cos(p_n · ω_i)),   sin[n, i] = round(a · sin(p_n · ω_i))
 
-with the attention factor a.  The numbers come from :mod:`rotary.exact.circle`; here they are
-arranged, moved to a device and remembered.  No table in proportion to the context is needed for
+with the attention factor a, or with a·ζ_i^(±p_n/scale_base) under XPos.  The numbers come from
+:mod:`rotary.exact.circle` and :mod:`rotary.exact.power`; here they are arranged, moved to a device
+and remembered.  No table in proportion to the context is needed for
 truth: rows are kept only because models ask for the same ones again in every layer.
 """
 
@@ -13,7 +14,7 @@ import math
 import operator
 from collections.abc import Callable, Hashable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,10 @@ from rotary.backends import Backend
 from rotary.cache import Cache
 from rotary.dtypes import dtype_name
 from rotary.exact import circle
+from rotary.exact import power as powers
 from rotary.frequencies import Frequencies, attention_factor, radians, radians_as_trained, turns
 from rotary.positions import LIMIT, Rows, Span
+from rotary.xpos import exponents, rates, reach
 
 # A call whose table would be larger rotates piece by piece, and keeps no table.
 PIECE_BYTES = 64 * 2**20
@@ -38,6 +41,7 @@ def _look_up(table: npt.NDArray[np.float64], cell: npt.NDArray[np.float64]) -> A
 
 
 _circle = circle.bind(rint=np.rint, sign=np.sign, look_up=_look_up, product=np.multiply)
+_power = powers.bind(rint=np.rint, look_up=_look_up, product=np.multiply)
 
 
 def evaluate(
@@ -45,10 +49,12 @@ def evaluate(
     positions: npt.NDArray[np.float64],
     dtype: str,
     power: int = 1,
+    role: int = 0,
 ) -> npt.NDArray[Any]:
     """Return cos and sin on the host, shape (2, …, R/2) for positions of shape (…).
 
-    They are multiplied by the attention factor to the power of 1, 0 or −1.
+    They are multiplied by the attention factor to the power of 1, 0 or −1, and by XPos's scale with
+    an exponent of the sign `role`; 0 stands for none.
     """
     words = turns(frequencies)
     table = circle.cosine_table(attention_factor(frequencies, power))
@@ -58,10 +64,63 @@ def evaluate(
     for first in range(0, flat.shape[0], BLOCK_ROWS):
         rows = slice(first, first + BLOCK_ROWS)
         cell, *rest = _circle.reduce(flat[rows], *words)
+        factor = _factor(
+            frequencies,
+            flat[rows],
+            dtype,
+            power,
+            role,
+            bound=_power,
+            xp=np,
+            asarray=np.asarray,
+        )
         for which in (0, 1):
             high, low = _circle.cosine(cell - which * circle.QUARTER, *rest, table)
-            out[which, rows] = _circle.to_float32(high, low) if dtype == "float32" else high + low
+            out[which, rows] = _rounded(_circle, high, low, factor, dtype)
     return out.reshape(2, *positions.shape, frequencies.pairs)
+
+
+class _Factor(NamedTuple):
+    """ζ^(±p/scale_base) = 4^half·(high + low), with what it takes to multiply by it."""
+
+    half: Any
+    high: Any
+    low: Any
+    twos: Any
+    bound: powers.Power
+
+
+def _factor(
+    frequencies: Frequencies,
+    positions: Any,
+    dtype: str,
+    power: int,
+    role: int,
+    *,
+    bound: powers.Power,
+    xp: Any,
+    asarray: Callable[[Any], Any],
+) -> _Factor | None:
+    """Return XPos's scale of these positions; NaN where it leaves the range of dtype."""
+    if not role:
+        return None
+    assert frequencies.xpos is not None
+    within = xp.abs(positions) <= reach(
+        frequencies.xpos, attention_factor(frequencies, power), dtype
+    )
+    safe = xp.where(within, positions, asarray(np.asarray(0.0)))
+    words = exponents(frequencies.xpos, frequencies.rotary_dim, role)
+    fractions, twos = ([asarray(row) for row in table] for table in powers.tables())
+    half, high, low = bound.power(safe, *(asarray(row) for row in words), fractions)
+    return _Factor(half, xp.where(within, high, asarray(np.asarray(np.nan))), low, twos, bound)
+
+
+def _rounded(bound: circle.Circle, high: Any, low: Any, factor: _Factor | None, dtype: str) -> Any:
+    """Return (high + low)·factor, rounded to values of dtype."""
+    if factor is not None:
+        high, low = factor.bound.times(high, low, factor.high, factor.low)
+    value = bound.to_float32(high, low) if dtype == "float32" else high + low
+    return value if factor is None else factor.bound.scaled(value, factor.half, factor.twos)
 
 
 _ONE_RADIAN = Frequencies(2, 1.0, 2, (1.0,))
@@ -86,6 +145,7 @@ def in_program(
     positions: Any,
     dtype: str,
     power: int,
+    role: int = 0,
     *,
     xp: Any,
     product: Callable[[Any, Any], Any],
@@ -105,21 +165,40 @@ def in_program(
         index = xp.astype(cell, xp.int32) & (circle.CELLS - 1)
         return take(table[0], index), take(table[1], index)
 
-    bound = circle.bind(rint=xp.round, sign=xp.sign, look_up=look_up, product=product)
+    operations = {"rint": xp.round, "look_up": look_up, "product": product}
+    bound = circle.bind(sign=xp.sign, **operations)
     words = [asarray(row) for row in turns(frequencies)]
-    cell, *rest = bound.reduce(positions[None, ..., None], *words)
-    quarters = np.array([0.0, circle.QUARTER]).reshape(2, *[1] * (positions.ndim + 1))
-    factor = attention_factor(frequencies, power)
-    table = [asarray(row) for row in circle.cosine_table(factor)]
+    positions = positions[None, ..., None]
+    cell, *rest = bound.reduce(positions, *words)
+    quarters = np.array([0.0, circle.QUARTER]).reshape(2, *[1] * (positions.ndim - 1))
+    cosines = circle.cosine_table(attention_factor(frequencies, power))
+    table = [asarray(row) for row in cosines]
     high, low = bound.cosine(cell - asarray(quarters), *rest, table)
-    value = bound.to_float32(high, low) if dtype == "float32" else high + low
-    return xp.astype(value, getattr(xp, dtype))
+    factor = _factor(
+        frequencies,
+        positions,
+        dtype,
+        power,
+        role,
+        bound=powers.bind(**operations),
+        xp=xp,
+        asarray=asarray,
+    )
+    return xp.astype(_rounded(bound, high, low, factor, dtype), getattr(xp, dtype))
 
 
-def slope(frequencies: Frequencies, both: Any, xp: Any) -> Any:
-    """Return the derivative of cos and sin, shape (2, …, R/2), by the position: (−sin, cos)·ω."""
-    omega = xp.asarray(radians(frequencies).astype(dtype_name(both)))
-    return xp.stack([-both[1], both[0]]) * omega
+def slope(frequencies: Frequencies, both: Any, role: int, xp: Any) -> Any:
+    """Return the derivative of cos and sin, shape (2, …, R/2), by the position: (−sin, cos)·ω.
+
+    XPos's scale adds (cos, sin)·ln(ζ)/scale_base, with the sign of the role.
+    """
+    kind = dtype_name(both)
+    turned = xp.stack([-both[1], both[0]]) * xp.asarray(radians(frequencies).astype(kind))
+    if not role:
+        return turned
+    assert frequencies.xpos is not None
+    rate = rates(frequencies.xpos, frequencies.rotary_dim, role)
+    return turned + both * xp.asarray(rate.astype(kind))
 
 
 @lru_cache(maxsize=256)
@@ -127,30 +206,49 @@ def _most_turns(token: str) -> float:
     return float(np.abs(turns(Frequencies.from_token(token))[0]).max(initial=0.0))
 
 
-def _check_product(frequencies: Frequencies, positions: Span | npt.NDArray[np.float64]) -> None:
-    """Reduction is exact while position × turns stays within ±2^53."""
+def check_range(
+    frequencies: Frequencies,
+    positions: Span | npt.NDArray[np.float64],
+    dtype: str,
+    power: int,
+    role: int,
+) -> None:
+    """Raise for positions whose tables have no meaning, or are no numbers of dtype."""
     fastest = _most_turns(frequencies.token)
-    if fastest <= 1.0:
+    if fastest <= 1.0 and not role:
         return
     ends = positions
     if isinstance(positions, Span):
         ends = np.array([positions.start, positions.start + positions.length - 1])
     farthest = float(np.abs(ends).max(initial=0.0))
-    if farthest * fastest > LIMIT:
+    if farthest * fastest > LIMIT:  # beyond 2^53 turns reduction is not exact
         raise ValueError(
             f"positions: {farthest} at {fastest} turns per position is more than 2^53 turns, "
             f"beyond which an angle has no meaning"
         )
+    if role:
+        assert frequencies.xpos is not None
+        most = reach(frequencies.xpos, attention_factor(frequencies, power), dtype)
+        if farthest > most:
+            raise ValueError(
+                f"positions: got one {farthest} away from 0, expected at most {most}: beyond it "
+                f"XPos's scale leaves the range of {dtype}"
+            )
 
 
 cache = Cache(CACHE_BYTES)
 
 
 def cache_key(
-    frequencies: Frequencies, where: Hashable, dtype: str, power: int, device: Hashable
+    frequencies: Frequencies,
+    where: Hashable,
+    dtype: str,
+    power: int,
+    device: Hashable,
+    role: int = 0,
 ) -> Hashable:
     """Everything that decides the content of a table: leave nothing out."""
-    return frequencies.token, where, dtype, power, device
+    return frequencies.token, where, dtype, power, device, role
 
 
 def _row_bytes(
@@ -195,26 +293,27 @@ def look_up(
     like: Any,
     backend: Backend,
     *,
+    role: int = 0,
     keep: bool = True,
 ) -> tuple[Any, Any]:
     """Return cos and sin, each (…, R/2), in `like`'s library and on its device.
 
     They may be views of what is kept: not to be written to.
     """
-    _check_product(frequencies, positions)
+    check_range(frequencies, positions, dtype, power, role)
     if not keep:
         if isinstance(positions, Span):
             positions = positions.start + np.arange(positions.length, dtype=np.float64)
-        host = evaluate(frequencies, positions, dtype, power)
+        host = evaluate(frequencies, positions, dtype, power, role)
         return backend.to_device(host[0], like), backend.to_device(host[1], like)
     if not isinstance(positions, Span):
         where = (positions.shape, positions.tobytes())
-        return _kept(frequencies, where, positions, dtype, power, like, backend)
+        return _kept(frequencies, where, positions, dtype, power, role, like, backend)
     # Whole blocks are kept, so that the steps of decoding share one entry.
     first = positions.start // BLOCK_ROWS * BLOCK_ROWS
     stop = positions.start + positions.length
     count = -(-(stop - first) // BLOCK_ROWS) * BLOCK_ROWS
-    cos, sin = _kept(frequencies, Span(first, count), None, dtype, power, like, backend)
+    cos, sin = _kept(frequencies, Span(first, count), None, dtype, power, role, like, backend)
     if (first, count) == positions:
         return cos, sin
     rows = slice(positions.start - first, stop - first)
@@ -227,17 +326,18 @@ def _kept(
     positions: npt.NDArray[np.float64] | None,
     dtype: str,
     power: int,
+    role: int,
     like: Any,
     backend: Backend,
 ) -> tuple[Any, Any]:
     device = backend.device_key(like)
-    key = cache_key(frequencies, where, dtype, power, (backend.name, device))
+    key = cache_key(frequencies, where, dtype, power, (backend.name, device), role)
     pair: tuple[Any, Any] | None = cache.get(key)
     if pair is not None:
         return pair
     if positions is None:
         positions = np.arange(where.start, where.start + where.length, dtype=np.float64)
-    host = evaluate(frequencies, positions, dtype, power)
+    host = evaluate(frequencies, positions, dtype, power, role)
     pair = backend.to_device(host[0], like), backend.to_device(host[1], like)
     if device is not None:
         cache.put(key, pair, host.nbytes)

@@ -75,7 +75,7 @@ def tables(shape: tuple[int, ...] = (5, 4), dtype: Any = np.float32) -> Any:
         ({"inv_freq": [1, 2, 3, 4], "frequency_dim": 6}, ValueError, "frequency_dim", "got 6"),
         ({"scaling": {"factor": 2}}, TypeError, "scaling", "expected None or a rule"),
         ({"axes": 2}, ValueError, "axes", "got 2, expected None"),
-        ({"xpos": 512}, ValueError, "xpos", "got 512, expected None"),
+        ({"xpos": 512}, TypeError, "xpos", "got 512, expected None or rotary.XPos"),
     ],
 )
 def test_a_wrong_description_is_refused(

@@ -33,7 +33,7 @@ def test_without_a_fault_every_cell_holds() -> None:
 
 
 def test_tables_from_float32_angles_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def float32_tables(frequencies: Any, positions: Any, dtype: str, factor: float = 1.0) -> Any:
+    def float32_tables(frequencies: Any, positions: Any, dtype: str, *rest: int) -> Any:
         omega = (
             np.float32(frequencies.base)
             ** (-np.arange(0, frequencies.rotary_dim, 2, dtype=np.float32) / frequencies.rotary_dim)

@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rotary.exact import errorfree
 from rotary.exact.words import CONTEXT, TAU, nearest, split_words
 
 CELLS = 1024
 QUARTER = CELLS // 4
 
-_SPLITTER = 2.0**27 + 1
 _TAU_HIGH, _TAU_LOW = split_words(TAU, 2, first_bits=26)
 _TAU = nearest(Fraction(TAU))
 _STICKY = 2.0**-30
@@ -101,28 +101,7 @@ def bind(
         ``cosine(cell, *rest, table)`` the cosine as an unevaluated sum of two, the sine at
         ``cell - QUARTER``; ``to_float32(high, low)`` rounds it once.
     """
-
-    @compiled
-    def split(x: Any) -> Any:
-        """Cut x into 26 + 27 bits, exactly (Dekker)."""
-        c = product(x, _SPLITTER)
-        high = c - (c - x)
-        return high, x - high
-
-    @compiled
-    def two_sum(a: Any, b: Any) -> Any:
-        """Return a + b and its rounding error, exactly (Knuth)."""
-        s = a + b
-        t = s - a
-        return s, (a - (s - t)) + (b - t)
-
-    @compiled
-    def two_product(a: Any, a_high: Any, a_low: Any, b: Any) -> Any:
-        """Return a·b and its rounding error, exactly (Dekker)."""
-        b_high, b_low = split(b)
-        p = product(a, b)
-        error = (product(a_high, b_high) - p) + product(a_high, b_low) + product(a_low, b_high)
-        return p, error + product(a_low, b_low)
+    split, two_sum, two_product, _ = errorfree.bind(product=product, compiled=compiled)
 
     @compiled
     def fraction(position: Any, t0: Any, t1: Any, t2: Any, t3: Any) -> Any:
