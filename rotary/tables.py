@@ -4,8 +4,8 @@
 
 with the attention factor a, or with a·ζ_i^(±p_n/scale_base) under XPos.  The numbers come from
 :mod:`rotary.exact.circle` and :mod:`rotary.exact.power`; here they are arranged, moved to a device
-and remembered.  No table in proportion to the context is needed for
-truth: rows are kept only because models ask for the same ones again in every layer.
+and remembered.  No table in proportion to the context is needed for truth: rows are kept only
+because models ask for the same ones again in every layer.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ import pytest
 from array_api_compat import array_namespace
 from safetensors.numpy import load_file, save_file
 
+import rotary
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 jax = pytest.importorskip("jax")
@@ -39,6 +41,7 @@ SMALL = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+BASE = {"rope_theta": 10_000.0}
 MODELS = {
     "grouped queries": {},
     "ungrouped queries": {"num_key_value_heads": 4},
@@ -46,6 +49,45 @@ MODELS = {
     "attention biases": {"attention_bias": True},
     "wide heads": {"head_dim": 32},
     "Llama 3's base": {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}},
+    "linear scaling": {"rope_parameters": {**BASE, "rope_type": "linear", "factor": 4.0}},
+    "dynamic scaling": {
+        "rope_parameters": {**BASE, "rope_type": "dynamic", "factor": 4.0},
+        "max_position_embeddings": 100,
+    },
+    "YaRN": {
+        "rope_parameters": {
+            **BASE,
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "LongRoPE": {
+        "rope_parameters": {
+            **BASE,
+            "rope_type": "longrope",
+            "factor": 8.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [1.0 + i for i in range(8)],
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "Llama 3's scaling": {
+        "rope_parameters": {
+            **BASE,
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "Mistral": {"model_type": "mistral", "sliding_window": None},
+    "layers without positions": {
+        "model_type": "smollm3",
+        "no_rope_layers": [1, 0, 1],
+        "pad_token_id": None,
+    },
     "a large epsilon": {"rms_norm_eps": 0.1},
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
@@ -70,11 +112,12 @@ def _jax_precision_is_put_back():
     jax.config.update("jax_default_matmul_precision", before)
 
 
-def save_model(folder, *, max_shard_size="1GB", dtype="float32", **changes):
+def save_model(folder, *, model_type="llama", max_shard_size="1GB", dtype="float32", **changes):
     # With this seed the two largest logits are nowhere closer than 2.5e-5 of the largest: ten times
     # what the libraries differ by, so that the argmax is a fair demand.
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL | changes))
+    config = transformers.AutoConfig.for_model(model_type, **SMALL | changes)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             # New models have norms of 1, biases of 0 and attention too even to show a mistake.
@@ -84,7 +127,7 @@ def save_model(folder, *, max_shard_size="1GB", dtype="float32", **changes):
 
 
 def load_reference(folder):
-    return transformers.LlamaForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
@@ -156,7 +199,8 @@ def test_logits_are_those_of_transformers(any_model, library):
 
 def test_the_bound_notices_another_rope_theta(model):
     folder, reference = model
-    assert error(example_logits(folder, "numpy", rope_theta=10_100.0), reference) > 10 * BOUND
+    ropes = (rotary.RotaryEmbedding(16, base=10_100.0),) * 3
+    assert error(example_logits(folder, "numpy", ropes=ropes), reference) > 10 * BOUND
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -251,15 +295,16 @@ def test_the_example_is_shorter_than_200_lines():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type: got 'mistral', expected 'llama'"),
-        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu', expected 'silu'"),
+        ({"model_type": "gemma"}, "model_type: got 'gemma', expected one of"),
+        ({"sliding_window": 64}, "sliding_window: got 64, expected"),
+        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu', expected one of"),
         (
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
-            "rope_type: got 'llama3', expected 'default'",
+            "high_freq_factor: missing",
         ),
         (
-            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
-            "type: got 'linear', expected 'default'",
+            {"rope_parameters": None, "rope_scaling": {"type": "spiral", "factor": 2.0}},
+            "spiral",
         ),
         ({"hidden_size": ...}, "config.json: hidden_size missing"),
     ],

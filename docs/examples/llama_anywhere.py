@@ -19,14 +19,17 @@ from safetensors.numpy import load_file
 
 import rotary
 
+# What forward computes; others share tensor names with these families and mean something else.
+RUNS = {"model_type": ["llama", "mistral", "smollm3"], "hidden_act": ["silu"], "sliding_window": []}
+
 
 @dataclass(frozen=True)
 class Config:
     num_hidden_layers: int
     num_key_value_heads: int
     head_dim: int
+    ropes: tuple[rotary.RotaryEmbedding | None, ...]
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
     attention_bias: bool = False
     tie_word_embeddings: bool = False
 
@@ -34,11 +37,10 @@ class Config:
 def forward(config, weights, ids, cache, offset):
     """Return the final hidden states of ids at positions offset …, and the cache with them."""
     xp = array_namespace(ids)
-    rope = rotary.RotaryEmbedding(config.head_dim, base=config.rope_theta)
     x = xp.take(weights["model.embed_tokens.weight"], xp.reshape(ids, (-1,)), axis=0)
     x = xp.reshape(x, (*ids.shape, -1))  # (batch, seq, hidden)
     filled = []
-    for i, past in enumerate(cache):
+    for i, (past, rope) in enumerate(zip(cache, config.ropes, strict=True)):
         layer = f"model.layers.{i}"
         y = rms_norm(config, weights, f"{layer}.input_layernorm", x)
         y, present = attention(config, weights, f"{layer}.self_attn", y, rope, past, offset)
@@ -54,7 +56,7 @@ def attention(config, weights, name, x, rope, past, offset):
     q, k, v = (linear(weights, f"{name}.{part}_proj", x) for part in "qkv")
     q, k, v = (xp.reshape(y, (batch, seq, -1, head_dim)) for y in (q, k, v))
     q, k, v = (xp.permute_dims(y, (0, 2, 1, 3)) for y in (q, k, v))  # (batch, heads, seq, head_dim)
-    q, k = rope(q, k, offset=offset)
+    q, k = rope(q, k, offset=offset) if rope else (q, k)  # SmolLM 3 has layers without positions
     k, v = write(past[0], k, offset), write(past[1], v, offset)  # (batch, kv_heads, slots, …)
     q = xp.reshape(q, (batch, config.num_key_value_heads, -1, seq, head_dim))  # (…, group, seq, …)
     scores = q @ k[:, :, None, :, :].mT / head_dim**0.5  # (batch, kv_heads, group, seq, slots)
@@ -142,18 +144,16 @@ def existing(path):
 
 
 def read_config(path):
-    raw = json.loads(existing(path).read_bytes())
-    raw |= raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # rope_theta and rope_type
-    raw = {key: value for key, value in raw.items() if value is not None}
-    only = {"model_type": "llama", "hidden_act": "silu", "rope_type": "default", "type": "default"}
-    for key, expected in only.items():
-        if raw.get(key, expected) != expected:
-            raise ValueError(f"{key}: got {raw[key]!r}, expected {expected!r}")
+    raw = {k: v for k, v in json.loads(existing(path).read_bytes()).items() if v is not None}
+    for key, expected in RUNS.items():
+        if key in raw and raw[key] not in expected:
+            raise ValueError(f"{key}: got {raw[key]!r}, expected one of {expected} or nothing")
     missing = {"model_type", "hidden_size", "num_attention_heads", "num_hidden_layers"} - raw.keys()
     if missing:
         raise ValueError(f"{path}: {', '.join(sorted(missing))} missing")
-    raw.setdefault("num_key_value_heads", raw["num_attention_heads"])
-    raw.setdefault("head_dim", raw["hidden_size"] // raw["num_attention_heads"])
+    heads = raw["num_attention_heads"]
+    raw = {"num_key_value_heads": heads, "head_dim": raw["hidden_size"] // heads} | raw
+    raw["ropes"] = tuple(rotary.layers_from_config(raw))  # base, scaling and layers without
     return Config(**{field.name: raw[field.name] for field in fields(Config) if field.name in raw})
 
 

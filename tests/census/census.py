@@ -24,7 +24,7 @@ import torch
 import transformers
 
 import rotary
-from rotary import config as config_room
+from rotary.config._families import READS_YARN_AS_LONGROPE, SEVERAL_AXES
 
 MODELS = Path(transformers.__file__).parent / "models"
 NAMED = re.compile(r"^class (\w*(?:Rotary|RoPE|RopePosition)\w*)", re.MULTILINE)
@@ -148,7 +148,7 @@ def row_of(module: ModuleType, folder: str, name: str) -> Row:
         return row
     text = inspect.getsource(cls)
     kinds = ["default", *SCALINGS] if "ROPE_INIT_FUNCTIONS" in text else ["default"]
-    if config.model_type in config_room._READS_YARN_AS_LONGROPE:
+    if config.model_type in READS_YARN_AS_LONGROPE:
         kinds = [kind for kind in kinds if "yarn" not in kind]
     for kind in kinds:
         check_kind(row, module, cls, config, kind)
@@ -172,7 +172,7 @@ def config_class_of(module: ModuleType, cls: type) -> Any:
 
 def is_of_several_axes(config: Any) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
-    return config.model_type in config_room._SEVERAL_AXES or rope.get("rope_type") == "axial"
+    return config.model_type in SEVERAL_AXES or rope.get("rope_type") == "axial"
 
 
 def refused(config: Any) -> None:

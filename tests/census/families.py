@@ -1,4 +1,4 @@
-"""Write rotary/families.json: what each transformers config class fills in where a file is silent.
+"""Write rotary/config/families.json: what each config class fills in where a file is silent.
 
 Run ``python tests/census/families.py`` with the transformers of pyproject.toml; test_census.py
 fails while the file is not current.
@@ -18,7 +18,7 @@ import transformers
 from transformers.configuration_utils import PreTrainedConfig
 
 MODELS = Path(transformers.__file__).parent / "models"
-TARGET = Path(__file__).parents[2] / "rotary" / "families.json"
+TARGET = Path(__file__).parents[2] / "rotary" / "config" / "families.json"
 
 # A config class with one of these fields, or named here, describes a rotation.
 MARKS = {"rope_parameters", "rope_theta", "rotary_embedding_base", "qk_rope_head_dim", "rotary_dim"}
