@@ -196,3 +196,13 @@ def test_ten_million_samples_are_those_of_the_host(below: int) -> None:
             compared += want.size
     assert compared >= 10**7
     assert wrong == 0
+
+
+@pytest.mark.large
+def test_a_hundred_thousand_fractional_samples_keep_the_contract() -> None:
+    rope, like = rotary.RotaryEmbedding(128), jnp.zeros(1)
+    positions = np.random.default_rng(5).uniform(-1e6, 1e6, 1600).astype(np.float32)
+    got = jax.jit(lambda p: rope.tables(p, like=like))(positions)
+    want = oracle.tables(oracle.Angles(128), positions.astype(float)).float32
+    assert want[0].size >= 10**5
+    assert differing(np.stack([np.asarray(table) for table in got]), want) == 0
