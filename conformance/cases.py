@@ -39,7 +39,7 @@ class Case:
         Arguments of ``RotaryEmbedding``.
     comment : str
         The mistake that this case catches.
-    call : {"call", "inverse", "shift", "query and key", "strided", "rotate by head"}
+    call : {"call", "inverse", "shift", "query and key", "strided", "rotate by head", "converted"}
         How it is called.
     arguments : mapping
         Keywords of the call, as the library takes them.
@@ -279,6 +279,13 @@ def _rotations() -> Iterable[Case]:
     )
     yield case("strided", "input that is not contiguous", call="strided", ways=EAGER)
     yield case("by-head", "tables of x's rank", call="rotate by head", ways=EAGER_AND_COMPILED)
+    yield case(
+        "converted",
+        "features permuted for the other layout, or for all heads as one",
+        {**part, "rotary_side": "trailing"},
+        call="converted",
+        ways=EAGER_AND_COMPILED,
+    )
     yield case("special-values", "infinities, NaN and signed zeros", values="special")
     yield case("subnormal", "flushed subnormal numbers", values="subnormal")
     yield case("cancelling", "a contracted FMA", values="cancelling", ways=None)

@@ -44,6 +44,9 @@ def function(case: Case, make: Make, dtype: str) -> Callable[..., Any]:
         return lambda x: _query_and_key(rope, x)
     if case.call == "strided":
         return lambda x: rope(x[..., ::2, :, :], **arguments)
+    if case.call == "converted":
+        other = make(**{**case.embedding, "layout": "interleaved"})
+        return lambda x: _converted(case, other, x)
     if case.call == "rotate by head":
         return lambda x: _rotate_by_head(case, rope, x)
     return lambda x, **out: rope(x, **arguments, **out)
@@ -53,6 +56,13 @@ def _query_and_key(rope: Any, x: Any) -> Any:
     """Rotate all heads as queries and, in the same call, the first two as keys; join them."""
     xp = backends.owner_of(x).namespace(x)
     return xp.concat(list(rope(x, x[:, :2, ...])), axis=1)
+
+
+def _converted(case: Case, other: Any, x: Any) -> Any:
+    """Rotate in the other layout, between two conversions of the features."""
+    geometry = {name: case.embedding[name] for name in ("head_dim", "rotary_dim", "rotary_side")}
+    y = other(rotary.convert_layout(x, to="interleaved", axis=-1, **geometry))
+    return rotary.convert_layout(y, to="half", axis=-1, **geometry)
 
 
 def _rotate_by_head(case: Case, rope: Any, x: Any) -> Any:
