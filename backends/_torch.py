@@ -71,6 +71,7 @@ def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
 def widen(x: torch.Tensor, dtype: str) -> torch.Tensor:
     """Return x in the dtype of that name."""
     if torch.compiler.is_compiling():
+        # torch leaves Function.apply untyped, here and below.
         wide: torch.Tensor = _Widen.apply(x, getattr(torch, dtype))  # type: ignore[no-untyped-call]
         return wide
     return x.to(getattr(torch, dtype))

@@ -116,6 +116,7 @@ def _ways(library: Library, case: Case) -> tuple[Way, ...]:
 
 
 def _no_gradient(*_: Any) -> Any:
+    # Its way is unavailable: the reason is reported, and nothing is run.
     raise NotImplementedError
 
 

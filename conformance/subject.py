@@ -92,6 +92,7 @@ def inputs(case: Case, dtype: str, elements: int) -> tuple[npt.NDArray[Any], npt
         for share, value in enumerate((0.0, -0.0, np.inf, -np.inf, np.nan)):
             x[(chosen > 0.1 * share) & (chosen < 0.1 * share + 0.05)] = value
     elif case.values == "subnormal":
+        # ml_dtypes leaves it untyped.
         info = ml_dtypes.finfo(kind)  # type: ignore[no-untyped-call]
         # Below half the smallest normal number, so that sums of two stay subnormal.
         x = rng.uniform(-0.5, 0.5, shape) * float(info.smallest_normal)

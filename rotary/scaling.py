@@ -14,9 +14,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar, Protocol
 
+from rotary.checks import whole
 from rotary.exact.words import TAU
 
 __all__ = ["NTK", "DynamicNTK", "Linear", "Llama3", "LongRoPE", "Proportional", "YaRN"]
@@ -505,12 +506,7 @@ def _optional_positive(rule: Any, name: str) -> None:
 
 
 def _length(rule: Any, name: str) -> None:
-    value = getattr(rule, name)
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: got {value!r}, expected a whole number of positions")
-    if value <= 0:
-        raise ValueError(f"{name}: got {value}, expected a positive number of positions")
-    object.__setattr__(rule, name, int(value))
+    object.__setattr__(rule, name, whole(name, getattr(rule, name)))
 
 
 def _positive_tuple(rule: Any, name: str) -> None:
