@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +17,7 @@ import mpmath
 import numpy as np
 import numpy.typing as npt
 
-from rotary.conformance import scaling_oracle
+from rotary.conformance import axes_oracle, scaling_oracle
 
 # Fractional bits of an angle in turns: 2^53 positions of it still keep 347.
 _FRACTION_BITS = 400
@@ -38,19 +39,31 @@ class Angles:
     scaling: Any = None
     """A rule of rotary.scaling, of which only the numbers are read."""
     seq_len: int = 0
+    axes: Any = None
+    """A description of rotary.axes, of which only the numbers are read."""
+
+    @property
+    def pairs(self) -> list[axes_oracle.Pair]:
+        """Axis, numerator and denominator of θ's exponent, of every pair."""
+        denominator = self.frequency_dim or self.rotary_dim
+        if self.axes is None:
+            return [(0, i, denominator) for i in range(self.rotary_dim // 2)]
+        return axes_oracle.pairs(type(self.axes).__name__, vars(self.axes), denominator)
 
     def turns(self) -> list[Any]:
         """Return ω/2π as mpmath numbers at the current precision."""
         mp, base = mpmath.mp, mpmath.mp.mpf(self.base)
-        denominator = self.frequency_dim or self.rotary_dim
         if self.inv_freq is not None:
             omega = [mp.mpf(w) for w in self.inv_freq]
         else:
-            exponents = (-mp.mpf(2 * i) / denominator for i in range(self.rotary_dim // 2))
+            exponents = (-mp.mpf(2 * i) / denominator for _, i, denominator in self.pairs)
             omega = [mp.power(base, exponent) for exponent in exponents]
         if self.scaling is not None:
             rule = scaling_oracle.RULES[type(self.scaling).__name__]
+            denominator = self.frequency_dim or self.rotary_dim
             omega = rule(vars(self.scaling), omega, base, denominator, self.seq_len)
+        if getattr(self.axes, "in_turns", False):
+            return omega
         return [w / (2 * mp.pi) for w in omega]
 
     def factor(self) -> float:
@@ -87,21 +100,28 @@ def _fixed_turns(angles: Angles) -> tuple[int, ...]:
 
 
 def tables(angles: Angles, positions: npt.NDArray[np.float64]) -> Tables:
-    """Return cos and sin of every position and frequency, shape (2, …, R/2)."""
-    shape = (2, *positions.shape, angles.rotary_dim // 2)
-    key = tuple(float(p) for p in positions.reshape(-1))
+    """Return cos and sin of every position and frequency, shape (2, …, R/2).
+
+    With several axes positions are (axes, …), or (…) and then equal for all.
+    """
+    if angles.axes is None or positions.ndim < 2:
+        positions = positions[None]
+    shape = (2, *positions.shape[1:], angles.rotary_dim // 2)
+    key = tuple(map(tuple, positions.reshape(len(positions), -1).tolist()))
     high, low, single = _tables(angles, key)
     return Tables(high.reshape(shape), low.reshape(shape), single.reshape(shape))
 
 
 @lru_cache(maxsize=64)
-def _tables(angles: Angles, positions: tuple[float, ...]) -> tuple[Any, Any, Any]:
-    shape = (2, len(positions), angles.rotary_dim // 2)
+def _tables(angles: Angles, by_axis: tuple[tuple[float, ...], ...]) -> tuple[Any, Any, Any]:
+    shape = (2, len(by_axis[0]), angles.rotary_dim // 2)
+    axes = [axis if len(by_axis) > 1 else 0 for axis, _, _ in angles.pairs]
     high, low, single = np.empty(shape), np.empty(shape), np.empty(shape, np.float32)
     # Under XPos float64 reaches farther than float32, whose table is then infinite.
     with mpmath.workprec(_WORKING_BITS), np.errstate(over="ignore"):
-        for n, position in enumerate(positions):
+        for n, positions in enumerate(zip(*by_axis, strict=True)):
             for i, fixed in enumerate(_fixed_turns(angles)):
+                position = positions[axes[i]]
                 scale = angles.scale(i, position)
                 for which, unscaled in enumerate(_cos_sin(position, fixed)):
                     value = unscaled * scale
@@ -129,14 +149,30 @@ def round_to_bits(value: Any, bits: int) -> float:
     return float(mpmath.libmp.to_float(mpmath.libmp.mpf_pos(value._mpf_, bits, "n")))
 
 
+def fraction_to_bits(value: Fraction, bits: int) -> float:
+    """Round a fraction to nearest even with that many significant bits."""
+    with mpmath.workprec(2000):  # a quotient's tie is decided long before
+        return round_to_bits(mpmath.mp.mpf(value.numerator) / value.denominator, bits)
+
+
 def pair_indices(
-    head_dim: int, rotary_dim: int, layout: str, rotary_side: str
+    head_dim: int,
+    rotary_dim: int,
+    layout: str,
+    rotary_side: str,
+    blocks: Sequence[int] | None = None,
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Return the feature indices of the first and of the second members of all pairs."""
     start = 0 if rotary_side == "leading" else head_dim - rotary_dim
     i = np.arange(rotary_dim // 2)
     if layout == "half":
-        return start + i, start + i + rotary_dim // 2
+        first: list[int] = []
+        second: list[int] = []
+        for n in [rotary_dim // 2] if blocks is None else blocks:
+            begin = start + len(first) + len(second)
+            first += range(begin, begin + n)
+            second += range(begin + n, begin + 2 * n)
+        return np.array(first), np.array(second)
     return start + 2 * i, start + 2 * i + 1
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 import rotary
 from rotary import backends
-from rotary.conformance import oracle
+from rotary.conformance import axes_oracle, oracle
 from rotary.conformance.cases import Case
 
 Make = Callable[..., Any]
@@ -164,6 +164,7 @@ def _pairs(case: Case) -> tuple[Any, Any]:
         case.angles.rotary_dim,
         e.get("layout", "half"),
         e.get("rotary_side", "leading"),
+        None if e.get("axes") is None else axes_oracle.blocks(vars(e["axes"])),
     )
 
 

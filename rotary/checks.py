@@ -16,6 +16,15 @@ def whole(name: str, value: Any) -> int:
     return int(value)
 
 
+def count(name: str, value: Any) -> int:
+    """Return a whole number of 0 or more as an int, or raise."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: got {value!r}, expected a whole number")
+    if value < 0:
+        raise ValueError(f"{name}: got {value}, expected 0 or more")
+    return int(value)
+
+
 def positive(name: str, value: Any) -> float:
     """Return a positive, finite number as a float, or raise."""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -27,6 +36,12 @@ def positive(name: str, value: Any) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"{name}: got {number}, expected a positive, finite number")
     return number
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise unless value is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
 
 
 def even_dim(name: str, value: Any, most: int, most_name: str) -> int:

@@ -6,18 +6,19 @@ q_m → R_m q_m,   (R_m q)·(R_n k) = q·R_{n−m} k        (RoFormer, arXiv 210
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rotary import backends, rotation
 from rotary import tables as _tables
+from rotary.axes import Axes, check_axes
 from rotary.backends import Backend
-from rotary.checks import even_dim, positive, whole
-from rotary.dtypes import dtype_name, name_of_dtype
+from rotary.checks import check_choice, even_dim, positive, whole
+from rotary.dtypes import dtype_name
 from rotary.frequencies import (
     Frequencies,
     at_length,
@@ -26,11 +27,24 @@ from rotary.frequencies import (
     radians,
     softmax_scale,
 )
-from rotary.positions import Rows, after_last, read, read_rows
+from rotary.host import copied, delivered, known_now, wanted
+from rotary.positions import Rows, after_last, check_dtype, check_shape, read, read_rows
 from rotary.scaling import Scaling, check_rule
 from rotary.xpos import ROLES, XPos
 
-_NUMPY_FLOAT32 = np.empty(0, np.float32)
+
+class _Request(NamedTuple):
+    """Which tables a call needs, and for what."""
+
+    rows: Rows
+    seq_len: Any
+    power: int
+    """Of the attention factor."""
+    sign: int
+    """Of XPos's exponent."""
+    dtype: str
+    like: Any
+    backend: Backend
 
 
 @dataclass(frozen=True)
@@ -60,8 +74,10 @@ class RotaryEmbedding:
         R/2 frequencies in radians per position instead of the formula, taken as exact float64.
     scaling : dataclass of :mod:`rotary.scaling`, optional
         How the frequencies change to reach beyond the context of training.
-    axes : None
-        Not available in this release.
+    axes : Sections or Axial of :mod:`rotary.axes`, optional
+        Which of several position axes turns which pair, for images, video and models of text with
+        images.  Positions are then (axes, seq) or (axes, batch, seq); text, whose axes are equal,
+        may leave them out: (seq,), or (1, batch, seq) with a row for each batch row.
     xpos : XPos, optional
         The scale of XPos beside the rotation: queries and keys then differ, and calls with one
         array need its ``role``.
@@ -93,7 +109,7 @@ class RotaryEmbedding:
     frequency_dim: int = None  # type: ignore[assignment]  # filled in: rotary_dim
     inv_freq: tuple[float, ...] | None = None
     scaling: Scaling | None = None
-    axes: None = None
+    axes: Axes | None = None
     xpos: XPos | None = None
     _frequencies: Frequencies = field(init=False, repr=False, compare=False)
 
@@ -101,32 +117,43 @@ class RotaryEmbedding:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        if self.axes is not None:
-            raise ValueError(f"axes: got {self.axes!r}, expected None: this release has no axes")
         if self.xpos is not None and not isinstance(self.xpos, XPos):
             raise TypeError(f"xpos: got {self.xpos!r}, expected None or rotary.XPos(...)")
-        rotation.check_choice("layout", self.layout, rotation.LAYOUTS)
-        rotation.check_choice("rotary_side", self.rotary_side, rotation.SIDES)
+        check_choice("layout", self.layout, rotation.LAYOUTS)
+        check_choice("rotary_side", self.rotary_side, rotation.SIDES)
         put("head_dim", whole("head_dim", self.head_dim))
         rotary_dim = _default(self.rotary_dim, self.head_dim)
         put("rotary_dim", even_dim("rotary_dim", rotary_dim, self.head_dim, "head_dim"))
         put("base", positive("base", self.base))
         put("frequency_dim", whole("frequency_dim", _default(self.frequency_dim, self.rotary_dim)))
+        if self.axes is not None:
+            self._check_axes()
         if self.inv_freq is not None:
             put("inv_freq", self._supplied_frequencies(self.inv_freq))
-        if self.scaling is not None:
-            check_rule(self.scaling, self.rotary_dim // 2, self.frequency_dim)
-        put(
-            "_frequencies",
-            Frequencies(
-                self.rotary_dim,
-                self.base,
-                self.frequency_dim,
-                self.inv_freq,
-                self.scaling,
-                xpos=self.xpos,
-            ),
+        frequencies = Frequencies(
+            self.rotary_dim,
+            self.base,
+            self.frequency_dim,
+            self.inv_freq,
+            xpos=self.xpos,
+            axes=self.axes,
         )
+        if self.scaling is not None:
+            for pairs, dim in frequencies.series:
+                check_rule(self.scaling, len(pairs), dim)
+        put("_frequencies", replace(frequencies, scaling=self.scaling))
+
+    def _check_axes(self) -> None:
+        check_axes(self.axes, self.rotary_dim)
+        assert self.axes is not None
+        if self.xpos is not None:
+            raise ValueError(f"xpos: got {self.xpos!r} beside axes, expected one of them")
+        own = self.axes.series(self.frequency_dim) == self.axes.series(self.rotary_dim)
+        if own and self.frequency_dim != self.rotary_dim:
+            raise ValueError(
+                f"frequency_dim: got {self.frequency_dim} beside axes with frequencies of their "
+                f"own, expected {self.rotary_dim}"
+            )
 
     def _supplied_frequencies(self, given: Iterable[Any]) -> tuple[float, ...]:
         for name, usual in (("base", 10_000.0), ("frequency_dim", self.rotary_dim)):
@@ -168,7 +195,9 @@ class RotaryEmbedding:
             By default (batch, heads, seq, head_dim); k may have fewer heads.  float16, bfloat16,
             float32 or float64, of any array library.
         positions : array or list, shape (seq,) or (batch, seq), optional
-            Whole or fractional numbers in a list, a NumPy array or an array of q's library.
+            Whole or fractional numbers in a list, a NumPy array or an array of q's library.  With
+            several axes (axes, seq) or (axes, batch, seq); without the first axis, or with one of
+            length 1 before a batch axis, all axes are equal.
         offset : number, or one per batch row, optional
             Positions are offset … offset + seq − 1; 0 by default.  Not together with positions.
         seq_len : int, optional
@@ -225,7 +254,7 @@ class RotaryEmbedding:
     def shift(
         self,
         k: Any,
-        by: float,
+        by: Any,
         *,
         seq_len: int | None = None,
         seq_axis: int = -2,
@@ -237,7 +266,7 @@ class RotaryEmbedding:
         ----------
         k : array, shape (..., seq, head_dim)
             Rotated keys, as a cache holds them.
-        by : number
+        by : number, or one for each axis
             Positions to add to all of them, whole or fractional, negative to move back.
         seq_len : int, optional
             The length for which k was rotated; needed where the scaling rule depends on it.
@@ -269,9 +298,8 @@ class RotaryEmbedding:
                 f"{type(self.scaling).__name__} depends on it"
             )
         sign = self._sign("key" if role is None and self.xpos is not None else role)
-        rows = Rows(None, by, None, 1, "by")
-        cos, sin = self._look_up(rows, seq_len, 0, sign, compute, k, backend)
-        return self._rotate_all((k,), k, cos, sin, axis, backend, inverse=False)[0]
+        request = _Request(self._rows_by(by, backend), seq_len, 0, sign, compute, k, backend)
+        return self._rotate_all((k,), request, self._look_up(request), axis, inverse=False)[0]
 
     def tables(
         self,
@@ -288,7 +316,8 @@ class RotaryEmbedding:
         Parameters
         ----------
         positions : array or list, shape (...)
-            Whole or fractional numbers up to ±2^53.
+            Whole or fractional numbers up to ±2^53.  With several axes of shape (axes, ...), or
+            (1, ...) and (seq,) where all axes are equal.
         like : array, optional
             The tables come in its library and on its device; NumPy by default.
         dtype : dtype or str, optional
@@ -315,29 +344,26 @@ class RotaryEmbedding:
         array([[1.       , 1.       ],
                [0.5403023, 0.99995  ]], dtype=float32)
         """
-        rotation.check_choice("precision", precision, ("exact", "float32"))
+        check_choice("precision", precision, ("exact", "float32"))
         sign = self._sign(role)
-        like = _NUMPY_FLOAT32 if like is None else like
-        backend = backends.owner_of(like, "like")
-        wanted = rotation.compute_dtype("like", like) if dtype is None else name_of_dtype(dtype)
-        if wanted not in ("float32", "float64"):
-            raise ValueError(f"dtype: got {dtype!r}, expected float32 or float64")
+        like, backend, kind = wanted(like, dtype)
         if precision == "float32":
-            if wanted != "float32":
-                raise ValueError(f"dtype: got {wanted} with precision='float32', expected float32")
+            if kind != "float32":
+                raise ValueError(f"dtype: got {kind} with precision='float32', expected float32")
             if sign:
                 raise ValueError("precision: got 'float32' with xpos, expected 'exact'")
             where = read(positions, backend, "positions")
-            rows = Rows(where, None, None, None)
-            frequencies = self._at(self._effective_length(rows, seq_len, backend))
+            rows = self._rows(where, None, None, None)
+            check_shape(rows, where.shape)
+            request = _Request(rows, seq_len, 1, sign, kind, like, backend)
+            frequencies = self._at(self._effective_length(request))
             host = _tables.evaluate_as_trained(frequencies, where)
             cos, sin = (backend.to_device(table, like) for table in host)
         else:
-            rows = Rows(positions, None, None, None)
-            cos, sin = self._look_up(rows, seq_len, 1, sign, wanted, like, backend)
+            rows = self._rows(positions, None, None, None)
+            cos, sin = self._look_up(_Request(rows, seq_len, 1, sign, kind, like, backend))
         # Copies: what is kept must stay as it is.
-        xp = backend.namespace(like)
-        return xp.asarray(cos, copy=True), xp.asarray(sin, copy=True)
+        return copied(cos, kind, like, backend), copied(sin, kind, like, backend)
 
     def frequencies(self, seq_len: int | None = None) -> npt.NDArray[np.float64]:
         """Return ω_i in radians per position, shape (rotary_dim/2,): the float64 nearest to each.
@@ -405,12 +431,10 @@ class RotaryEmbedding:
         >>> rotary.RotaryEmbedding(128, scaling=rule).query_scale([0, 8191, 8192])
         array([1.       , 1.       , 1.0693147], dtype=float32)
         """
-        like = _NUMPY_FLOAT32 if like is None else like
-        backend = backends.owner_of(like, "like")
+        like, backend, kind = wanted(like, None)
         where = read(positions, backend, "positions")
-        host = query_scale(self._frequencies, where)
-        host = np.array(host, rotation.compute_dtype("like", like))
-        return backend.namespace(like).asarray(backend.to_device(host, like), copy=True)
+        host = np.asarray(query_scale(self._frequencies, where))
+        return delivered(host, kind, like, backend)
 
     def to_config(self) -> dict[str, Any]:
         """Return a dictionary that ``json`` writes and :func:`rotary.from_config` reads back.
@@ -448,15 +472,15 @@ class RotaryEmbedding:
         if out is not None:
             _check_outs(out, q, k, backend)
         batch = q.shape[0] if axis > 0 else None
-        rows = Rows(positions, offset, batch, q.shape[axis])
+        rows = self._rows(positions, offset, batch, q.shape[axis])
         arrays = (q,) if k is None else (q, k)
         # What shares its tables rotates together.
         alike = [arrays] if self.xpos is None else [(x,) for x in arrays]
         results: list[Any] = []
         for group, sign in zip(alike, signs, strict=True):
-            results += self._rotate_alike(
-                group, q, rows, seq_len, sign, compute, axis, backend, inverse
-            )
+            power, sign = (-1, -sign) if inverse else (1, sign)
+            request = _Request(rows, seq_len, power, sign, compute, q, backend)
+            results += self._rotate_alike(group, request, axis, inverse)
         if k is None:
             return results[0] if out is None else rotation.write(out, results[0])
         if out is None:
@@ -464,35 +488,47 @@ class RotaryEmbedding:
         return rotation.write(out[0], results[0]), rotation.write(out[1], results[1])
 
     def _rotate_alike(
-        self,
-        arrays: tuple[Any, ...],
-        q: Any,
-        rows: Rows,
-        seq_len: Any,
-        sign: int,
-        compute: str,
-        axis: int,
-        backend: Backend,
-        inverse: bool,
+        self, arrays: tuple[Any, ...], request: _Request, axis: int, inverse: bool
     ) -> list[Any]:
         """Rotate arrays by the same tables, piece by piece where those are long."""
-        power, sign = (-1, -sign) if inverse else (1, sign)
-        long = self._if_long(rows, compute, q, backend)
+        long = self._if_long(request)
         if long is None:
-            pair = self._look_up(rows, seq_len, power, sign, compute, q, backend)
-            return self._rotate_all(arrays, q, *pair, axis, backend, inverse)
-        frequencies = self._at(self._effective_length(rows, seq_len, backend))
+            return self._rotate_all(arrays, request, self._look_up(request), axis, inverse)
+        frequencies = self._at(self._effective_length(request))
+        _, _, power, sign, dtype, like, backend = request
         results: list[Any] = [[] for _ in arrays]
-        for index, where in _tables.pieces(frequencies, long, compute):
+        for index, where in _tables.pieces(frequencies, long, dtype):
             of_piece = tuple(x[(slice(None),) * axis + (index, ...)] for x in arrays)
             pair = _tables.look_up(
-                frequencies, where, compute, power, q, backend, role=sign, keep=False
+                frequencies, where, dtype, power, like, backend, role=sign, keep=False
             )
-            rotated = self._rotate_all(of_piece, q, *pair, axis, backend, inverse)
+            rotated = self._rotate_all(of_piece, request, pair, axis, inverse)
             for pieces, piece in zip(results, rotated, strict=True):
                 pieces.append(piece)
-        xp = backend.namespace(q)
+        xp = backend.namespace(like)
         return [xp.concat(pieces, axis=axis) for pieces in results]
+
+    def _rows(self, positions: Any, offset: Any, batch: int | None, seq: int | None) -> Rows:
+        return Rows(positions, offset, batch, seq, axes=self._frequencies.axis_count)
+
+    def _rows_by(self, by: Any, backend: Backend) -> Rows:
+        """Return the one row by which a shift turns."""
+        count = self._frequencies.axis_count
+        if count == 1 or not _length(by):
+            return Rows(None, by, None, 1, "by")
+        if known_now(by, backend):
+            along = read(by, backend, "by")
+        elif _is_array(by):
+            along = by
+            check_dtype("by", dtype_name(by))
+        else:
+            along = np.asarray(by)
+        if tuple(along.shape) != (count,):
+            raise ValueError(
+                f"by: got shape {tuple(along.shape)}, expected one number, or one for each axis, "
+                f"shape ({count},)"
+            )
+        return Rows(along[:, None], None, None, 1, "by", count)
 
     def _signs(self, role: str | None, k: Any) -> tuple[int, ...]:
         """Return the sign of XPos's exponent for each table that a call needs."""
@@ -509,27 +545,25 @@ class RotaryEmbedding:
             raise ValueError(
                 f"role: got {role!r}, expected None: without xpos queries and keys rotate alike"
             )
-        rotation.check_choice("role", role, tuple(ROLES))
+        check_choice("role", role, tuple(ROLES))
         assert role is not None
         return ROLES[role]
 
     def _rotate_all(
         self,
         arrays: tuple[Any, ...],
-        q: Any,
-        cos: Any,
-        sin: Any,
+        request: _Request,
+        tables: tuple[Any, Any],
         axis: int,
-        backend: Backend,
         inverse: bool,
     ) -> list[Any]:
-        k = arrays[-1]
-        if cos.ndim == 3 and k.shape[0] != q.shape[0]:
+        q, k, backend = request.like, arrays[-1], request.backend
+        if tables[0].ndim == 3 and k.shape[0] != q.shape[0]:
             raise ValueError(
                 f"k: got shape {tuple(k.shape)}, expected {q.shape[0]} batch rows as q of shape "
                 f"{tuple(q.shape)}, with positions for each"
             )
-        cos, sin = rotation.align(cos, q, axis, backend), rotation.align(sin, q, axis, backend)
+        cos, sin = (rotation.align(table, q, axis, backend) for table in tables)
         return [
             rotation.rotate_aligned(
                 x,
@@ -537,44 +571,38 @@ class RotaryEmbedding:
                 sin,
                 layout=self.layout,
                 rotary_side=self.rotary_side,
+                blocks=None if self.axes is None else self.axes.blocks,
                 inverse=inverse,
                 backend=backend,
             )
             for x in arrays
         ]
 
-    def _if_long(self, rows: Rows, dtype: str, like: Any, backend: Backend) -> Any:
+    def _if_long(self, request: _Request) -> Any:
         """Return positions whose tables are too many for one, or None."""
+        rows, backend, dtype = request.rows, request.backend, request.dtype
         if not _tables.may_be_long(self._frequencies, rows, dtype):
             return None
-        if backend.is_traced(like) or backend.is_traced(rows.given):
+        if backend.is_traced(request.like) or backend.is_traced(rows.given):
             return None
         where = read_rows(rows, backend)
         return None if _tables.fits(self._frequencies, where, dtype) else where
 
-    def _look_up(
-        self,
-        rows: Rows,
-        seq_len: Any,
-        power: int,
-        sign: int,
-        dtype: str,
-        like: Any,
-        backend: Backend,
-    ) -> tuple[Any, Any]:
+    def _look_up(self, request: _Request) -> tuple[Any, Any]:
         """Return cos and sin, times the attention factor to that power and XPos's scale."""
+        rows, seq_len, power, sign, dtype, like, backend = request
         switch = None if self.scaling is None else self.scaling.switch_length
         if switch is not None and _is_array(seq_len) and backend.is_traced(seq_len):
             short, long = (
-                self._look_up(rows, length, power, sign, dtype, like, backend)
-                for length in (switch, switch + 1)
+                self._look_up(request._replace(seq_len=length)) for length in (switch, switch + 1)
             )
             xp = backend.namespace(seq_len)
             cos, sin = (xp.where(seq_len > switch, b, a) for a, b in zip(short, long, strict=True))
             return cos, sin
-        length = self._effective_length(rows, seq_len, backend)
+        length = self._effective_length(request)
+        frequencies = self._frequencies
         wanted = backends.Wanted(
-            self._frequencies.token, length, power, self._frequencies.pairs, dtype, sign
+            frequencies.token, length, power, frequencies.pairs, dtype, sign, frequencies.axis_count
         )
         deferred = backend.deferred_tables(wanted, rows, like)
         if deferred is not None:
@@ -582,10 +610,11 @@ class RotaryEmbedding:
         where = read_rows(rows, backend)
         return _tables.look_up(self._at(length), where, dtype, power, like, backend, role=sign)
 
-    def _effective_length(self, rows: Rows, seq_len: Any, backend: Backend) -> int:
+    def _effective_length(self, request: _Request) -> int:
         """Return the length of sequence that decides the frequencies, 0 where none does."""
         if self.scaling is None or not self.scaling.needs_length:
             return 0
+        rows, seq_len, backend = request.rows, request.seq_len, request.backend
         if seq_len is None:
             if rows.seq is not None and (rows.given is None or type(rows.given) is int):
                 seq_len = (rows.given or 0) + rows.seq
@@ -657,3 +686,10 @@ def _is_array(value: Any) -> bool:
 
 def _default(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _length(values: Any) -> int:
+    """Return the length of the first axis, 0 for a number."""
+    if _is_array(values):
+        return int(values.shape[0]) if len(values.shape) else 0
+    return len(values) if isinstance(values, Sequence) and not isinstance(values, str) else 0

@@ -9,7 +9,7 @@ positions), or to the nearest float64 for reading.
 
 from __future__ import annotations
 
-import json
+import ast
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -18,7 +18,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from rotary import axes as axes_module
 from rotary import scaling as scaling_rules
+from rotary.axes import Axes, Series
 from rotary.exact.words import CONTEXT, TAU, nearest, split_words
 from rotary.scaling import Scaling, YaRN
 from rotary.xpos import XPos
@@ -46,9 +48,11 @@ class Frequencies:
         The length for which it is applied; 0 where that does not matter.
     xpos : XPos, optional
         The scale beside the rotation.
+    axes : dataclass of :mod:`rotary.axes`, optional
+        Which of several position axes turns which pair.
     token : str
-        All of the above as JSON, by value: the name of these frequencies in caches and in
-        compiled programs, from which :meth:`from_token` makes them again.
+        All of the above by value, as Python writes it: the name of these frequencies in caches and
+        in compiled programs, from which :meth:`from_token` makes them again.
     """
 
     rotary_dim: int
@@ -58,6 +62,7 @@ class Frequencies:
     scaling: Scaling | None = None
     seq_len: int = 0
     xpos: XPos | None = None
+    axes: Axes | None = None
     token: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,13 +72,15 @@ class Frequencies:
             values["scaling"] = {"rule": type(self.scaling).__name__, **numbers}
         if self.xpos is not None:
             values["xpos"] = vars(self.xpos)
-        object.__setattr__(self, "token", json.dumps(values))
+        if self.axes is not None:
+            values["axes"] = {"kind": type(self.axes).__name__, **vars(self.axes)}
+        object.__setattr__(self, "token", repr(values))
 
     @staticmethod
     @lru_cache(maxsize=256)
     def from_token(token: str) -> Frequencies:
         """Return the frequencies of a token."""
-        values = json.loads(token)
+        values = ast.literal_eval(token)
         if values["inv_freq"] is not None:
             values["inv_freq"] = tuple(values["inv_freq"])
         if values["scaling"] is not None:
@@ -81,6 +88,9 @@ class Frequencies:
             values["scaling"] = rule(**values["scaling"])
         if values["xpos"] is not None:
             values["xpos"] = XPos(**values["xpos"])
+        if values["axes"] is not None:
+            kind = getattr(axes_module, values["axes"].pop("kind"))
+            values["axes"] = kind(**values["axes"])
         return Frequencies(**values)
 
     @property
@@ -88,18 +98,39 @@ class Frequencies:
         """R/2."""
         return self.rotary_dim // 2
 
+    @property
+    def axis_count(self) -> int:
+        """Number of position axes."""
+        return 1 if self.axes is None else self.axes.count
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """Where the frequencies come from: one series for all pairs, or more with several axes."""
+        if self.axes is not None:
+            return self.axes.series(self.frequency_dim)
+        return (Series(tuple(range(self.pairs)), self.frequency_dim),)
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether ω is 2π times the formula."""
+        return self.axes is not None and self.axes.in_turns
+
 
 def _radians(frequencies: Frequencies) -> list[Decimal]:
     """ω in the current decimal context."""
-    base, dim = Decimal(frequencies.base), frequencies.frequency_dim
-    if frequencies.inv_freq is not None:
-        unscaled = [Decimal(w) for w in frequencies.inv_freq]
-    else:
-        step = -2 * base.ln() / dim
-        unscaled = [(step * i).exp() for i in range(frequencies.pairs)]
-    if frequencies.scaling is None:
-        return unscaled
-    return frequencies.scaling.scaled(unscaled, base, dim, frequencies.seq_len)
+    base, scaling = Decimal(frequencies.base), frequencies.scaling
+    radians = [Decimal(0)] * frequencies.pairs
+    for pairs, dim in frequencies.series:
+        if frequencies.inv_freq is not None:
+            values = [Decimal(frequencies.inv_freq[pair]) for pair in pairs]
+        else:
+            step = -2 * base.ln() / dim
+            values = [(step * i).exp() for i in range(len(pairs))]
+        if scaling is not None:
+            values = scaling.scaled(values, base, dim, frequencies.seq_len)
+        for pair, value in zip(pairs, values, strict=True):
+            radians[pair] = TAU * value if frequencies.in_turns else value
+    return radians
 
 
 @lru_cache(maxsize=256)
@@ -168,9 +199,12 @@ def radians_as_trained(frequencies: Frequencies) -> npt.NDArray[np.float32]:
     """
     if frequencies.inv_freq is not None or frequencies.scaling is not None:
         return radians(frequencies).astype(np.float32)
-    steps = np.arange(0, frequencies.rotary_dim, 2, dtype=np.float32)
-    exponents = steps / np.float32(frequencies.frequency_dim)
+    powers = np.empty(frequencies.pairs, np.float32)
     with localcontext(CONTEXT):
         log_base = Decimal(float(np.float32(frequencies.base))).ln()
-        powers = [nearest(Fraction((log_base * Decimal(float(e))).exp()), 24) for e in exponents]
-    return np.float32(1) / np.array(powers, np.float32)
+        for pairs, dim in frequencies.series:
+            exponents = 2 * np.arange(len(pairs), dtype=np.float32) / np.float32(dim)
+            for pair, exponent in zip(pairs, exponents.tolist(), strict=True):
+                power = (log_base * Decimal(exponent)).exp()
+                powers[pair] = nearest(Fraction(power), 24)
+    return np.float32(1) / powers

@@ -29,6 +29,8 @@ class Rows(NamedTuple):
     seq: int | None
     """Length of x's seq axis; None where positions may have any shape."""
     offset_name: str = "offset"
+    axes: int = 1
+    """Number of position axes."""
 
     @property
     def given(self) -> Any:
@@ -44,7 +46,10 @@ class Span(NamedTuple):
 
 
 def read_rows(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np.float64]:
-    """Return the positions of a call: a span, or float64 of shape (seq,), (1 or batch, seq)."""
+    """Return the positions of a call: a span, or float64 of shape (seq,), (1 or batch, seq).
+
+    With several axes that differ, of shape (axes, seq), (axes, 1 or batch, seq).
+    """
     check_one_given(rows)
     if rows.positions is None:
         return _from_offset(rows, backend)
@@ -62,9 +67,23 @@ def _from_offset(rows: Rows, backend: backends.Backend) -> Span | npt.NDArray[np
         return span
     offset = read(rows.offset, backend, name)
     check_shape(rows, offset.shape)
-    values = offset[..., None] + np.arange(rows.seq, dtype=np.float64)
+    values = counted_from(offset, np.arange(rows.seq, dtype=np.float64), rows.axes)
     _check_values(values, f"{name} + seq - 1")
     return as_span(values)
+
+
+def counted_from(offset: Any, steps: Any, axes: int) -> Any:
+    """Return offset + steps: (seq,), or (batch, seq) for an offset per row.
+
+    With several axes, which are equal then, in front of them an axis of length 1.
+    """
+    values = offset[..., None] + steps
+    return values[None, ...] if axes > 1 and values.ndim > 1 else values
+
+
+def table_shape(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """Return the shape of the tables of positions of that shape, without the pairs."""
+    return shape[1:] if axes > 1 and len(shape) > 1 else shape
 
 
 def check_deferred(rows: Rows, kind: str, shape: tuple[int, ...]) -> None:
@@ -84,17 +103,27 @@ def check_shape(rows: Rows, shape: tuple[int, ...]) -> None:
     """Raise unless positions, or else an offset, of this shape name a row for each of x's."""
     seq, batch = rows.seq, rows.batch
     if seq is None:
+        if rows.axes > 1 and len(shape) > 1 and shape[0] not in (1, rows.axes):
+            raise ValueError(
+                f"positions: got shape {shape}, expected a first axis of {rows.axes} for the axes, "
+                f"or of 1 where they are equal"
+            )
         return
     if rows.positions is None:
         if shape not in ((), (batch,)):
             per_row = "" if batch is None else f", or one per batch row, shape ({batch},)"
             raise ValueError(f"{rows.offset_name}: got shape {shape}, expected one number{per_row}")
         return
-    if shape != (seq,) and (batch is None or shape not in ((1, seq), (batch, seq))):
-        expected = f"({seq},)" if batch is None else f"({seq},) or ({batch}, {seq})"
+    shapes = [(seq,)] if batch is None else [(seq,), (batch, seq), (1, seq)]
+    words = "(seq,) or (batch, seq)"
+    if rows.axes > 1:
+        # One row for all axes where they are equal, as text has them.
+        shapes = [(seq,), *((n, *shape) for n in (rows.axes, 1) for shape in shapes)]
+        words = "(seq,), (axes, seq) or (axes, batch, seq)"
+    if shape not in shapes:
+        expected = " or ".join(map(str, dict.fromkeys(shapes)))
         raise ValueError(
-            f"positions: got shape {shape}, expected {expected} to match the array's (seq,) or "
-            f"(batch, seq)"
+            f"positions: got shape {shape}, expected {expected} to match the array's {words}"
         )
 
 

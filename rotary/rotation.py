@@ -9,11 +9,13 @@ fl(fl(x1·c) − fl(x2·s)), never a fused multiply-add.  float16 and bfloat16 a
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from rotary import backends
 from rotary.backends import Backend
+from rotary.checks import check_choice, whole
 from rotary.dtypes import COMPUTE_DTYPE, dtype_name
 
 LAYOUTS = ("half", "interleaved")
@@ -27,6 +29,7 @@ def rotate(
     *,
     layout: str = "half",
     rotary_side: str = "leading",
+    blocks: Sequence[int] | None = None,
     inverse: bool = False,
     seq_axis: int = -2,
     out: Any = None,
@@ -46,6 +49,9 @@ def rotate(
         RoFormer, GPT-J and Meta's Llama.
     rotary_side : {"leading", "trailing"}
         Which features rotate when 2·pairs < dim.
+    blocks : sequence of int, optional
+        Pairs in each block of features that is laid out on its own, where image models rotate
+        height and width apart (H·H·W·W); by default one block of all pairs.
     inverse : bool
         Rotate by the opposite angle: the adjoint.
     seq_axis : int
@@ -91,11 +97,20 @@ def rotate(
         _check_table(name, table, x, axis)
     if tuple(sin.shape) != tuple(cos.shape):
         raise ValueError(f"sin: got shape {tuple(sin.shape)}, expected cos's {tuple(cos.shape)}")
+    if blocks is not None:
+        blocks = _checked_blocks(blocks, cos.shape[-1])
     if out is not None:
         check_out("out", out, x, backend, (x, cos, sin))
     cos, sin = align(cos, x, axis, backend), align(sin, x, axis, backend)
     result = rotate_aligned(
-        x, cos, sin, layout=layout, rotary_side=rotary_side, inverse=inverse, backend=backend
+        x,
+        cos,
+        sin,
+        layout=layout,
+        rotary_side=rotary_side,
+        blocks=blocks,
+        inverse=inverse,
+        backend=backend,
     )
     return result if out is None else write(out, result)
 
@@ -107,6 +122,7 @@ def rotate_aligned(
     *,
     layout: str,
     rotary_side: str,
+    blocks: tuple[int, ...] | None = None,
     inverse: bool,
     backend: Backend,
 ) -> Any:
@@ -120,19 +136,13 @@ def rotate_aligned(
         part = x[..., :rotary_dim] if rotary_side == "leading" else x[..., rest_dim:]
 
     wide = part if compute == dtype_name(x) else backend.widen(part, compute)
-    if layout == "half":
-        x1, x2 = wide[..., : rotary_dim // 2], wide[..., rotary_dim // 2 :]
-    else:
-        x1, x2 = wide[..., 0::2], wide[..., 1::2]
+    x1, x2 = _members(wide, layout, blocks, xp)
     product = backend.product
     if inverse:
         y1, y2 = product(x1, cos) + product(x2, sin), product(x2, cos) - product(x1, sin)
     else:
         y1, y2 = product(x1, cos) - product(x2, sin), product(x1, sin) + product(x2, cos)
-    if layout == "half":
-        rotated = xp.concat([y1, y2], axis=-1)
-    else:
-        rotated = xp.reshape(xp.stack([y1, y2], axis=-1), _open(part.shape))
+    rotated = _joined(y1, y2, layout, blocks, part.shape, xp)
     if compute != dtype_name(x):
         rotated = backend.narrow(rotated, x.dtype)
 
@@ -141,6 +151,42 @@ def rotate_aligned(
     if rotary_side == "leading":
         return xp.concat([rotated, x[..., rotary_dim:]], axis=-1)
     return xp.concat([x[..., :rest_dim], rotated], axis=-1)
+
+
+def _members(x: Any, layout: str, blocks: tuple[int, ...] | None, xp: Any) -> tuple[Any, Any]:
+    """Return the first and the second members of all pairs."""
+    if layout == "interleaved":
+        return x[..., 0::2], x[..., 1::2]
+    if blocks is None:
+        half = x.shape[-1] // 2
+        return x[..., :half], x[..., half:]
+    # Where a block's pairs begin; its features begin at twice that.
+    starts = list(accumulate(blocks, initial=0))
+    first = [x[..., 2 * s : 2 * s + n] for s, n in zip(starts, blocks, strict=False)]
+    second = [x[..., 2 * s + n : 2 * (s + n)] for s, n in zip(starts, blocks, strict=False)]
+    return xp.concat(first, axis=-1), xp.concat(second, axis=-1)
+
+
+def _joined(
+    y1: Any, y2: Any, layout: str, blocks: tuple[int, ...] | None, shape: Sequence[Any], xp: Any
+) -> Any:
+    """Put the members of all pairs back to where they came from."""
+    if layout == "interleaved":
+        return xp.reshape(xp.stack([y1, y2], axis=-1), _open(shape))
+    if blocks is None:
+        return xp.concat([y1, y2], axis=-1)
+    starts = accumulate(blocks, initial=0)
+    parts = [y[..., s : s + n] for s, n in zip(starts, blocks, strict=False) for y in (y1, y2)]
+    return xp.concat(parts, axis=-1)
+
+
+def _checked_blocks(blocks: Any, pairs: int) -> tuple[int, ...]:
+    if isinstance(blocks, str) or not isinstance(blocks, Iterable):
+        raise TypeError(f"blocks: got {blocks!r}, expected whole numbers")
+    sizes = tuple(whole("blocks", size) for size in blocks)
+    if sum(sizes) != pairs:
+        raise ValueError(f"blocks: got {sizes}, expected numbers of pairs with a sum of {pairs}")
+    return sizes
 
 
 def align(table: Any, x: Any, axis: int, backend: Backend) -> Any:
@@ -158,12 +204,6 @@ def align(table: Any, x: Any, axis: int, backend: Backend) -> Any:
 def _open(shape: Sequence[Any]) -> tuple[Any, ...]:
     """Return a shape to reshape to: lengths that a lazy library leaves open are −1."""
     return tuple(-1 if n is None else n for n in shape)
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise unless value is one of the choices."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
 
 
 def compute_dtype(name: str, x: Any) -> str:

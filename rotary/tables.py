@@ -13,19 +13,21 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from rotary.axes import Axial
 from rotary.backends import Backend
 from rotary.cache import Cache
 from rotary.dtypes import dtype_name
 from rotary.exact import circle
 from rotary.exact import power as powers
 from rotary.frequencies import Frequencies, attention_factor, radians, radians_as_trained, turns
-from rotary.positions import LIMIT, Rows, Span
+from rotary.positions import LIMIT, Rows, Span, table_shape
 from rotary.xpos import exponents, rates, reach
 
 # A call whose table would be larger rotates piece by piece, and keeps no table.
@@ -40,6 +42,21 @@ def _look_up(table: npt.NDArray[np.float64], cell: npt.NDArray[np.float64]) -> A
     return table[0].take(index), table[1].take(index)
 
 
+def by_pair(
+    frequencies: Frequencies, positions: Any, xp: Any, asarray: Callable[[Any], Any]
+) -> Any:
+    """Return positions (…) with a last axis of one for all pairs, or of one for each.
+
+    With several axes, positions (axes, …) and (1, …) come as (…, R/2) and (…, 1).
+    """
+    if frequencies.axes is None or positions.ndim < 2:
+        return positions[..., None]
+    if positions.shape[0] == 1:
+        return positions[0, ...][..., None]
+    index = asarray(np.array(frequencies.axes.axis_of_pair))
+    return xp.moveaxis(xp.take(positions, index, axis=0), 0, -1)
+
+
 _circle = circle.bind(rint=np.rint, sign=np.sign, look_up=_look_up, product=np.multiply)
 _power = powers.bind(rint=np.rint, look_up=_look_up, product=np.multiply)
 
@@ -51,22 +68,25 @@ def evaluate(
     power: int = 1,
     role: int = 0,
 ) -> npt.NDArray[Any]:
-    """Return cos and sin on the host, shape (2, …, R/2) for positions of shape (…).
+    """Return cos and sin on the host, shape (2, …, R/2) for positions of shape (…) or (axes, …).
 
     They are multiplied by the attention factor to the power of 1, 0 or −1, and by XPos's scale with
     an exponent of the sign `role`; 0 stands for none.
     """
     words = turns(frequencies)
     table = circle.cosine_table(attention_factor(frequencies, power))
-    flat = positions.reshape(-1, 1)
-    out = np.empty((2, flat.shape[0], frequencies.pairs), dtype)
+    shape = table_shape(positions.shape, frequencies.axis_count)
+    count = math.prod(shape)
+    flat = positions.reshape(*positions.shape[: positions.ndim - len(shape)], count)
+    out = np.empty((2, count, frequencies.pairs), dtype)
     # Blocks keep the dozens of intermediates in the processor's cache.
-    for first in range(0, flat.shape[0], BLOCK_ROWS):
+    for first in range(0, count, BLOCK_ROWS):
         rows = slice(first, first + BLOCK_ROWS)
-        cell, *rest = _circle.reduce(flat[rows], *words)
+        block = by_pair(frequencies, flat[..., rows], np, np.asarray)
+        cell, *rest = _circle.reduce(block, *words)
         factor = _factor(
             frequencies,
-            flat[rows],
+            block,
             dtype,
             power,
             role,
@@ -77,7 +97,7 @@ def evaluate(
         for which in (0, 1):
             high, low = _circle.cosine(cell - which * circle.QUARTER, *rest, table)
             out[which, rows] = _rounded(_circle, high, low, factor, dtype)
-    return out.reshape(2, *positions.shape, frequencies.pairs)
+    return out.reshape(2, *shape, frequencies.pairs)
 
 
 class _Factor(NamedTuple):
@@ -123,7 +143,8 @@ def _rounded(bound: circle.Circle, high: Any, low: Any, factor: _Factor | None, 
     return value if factor is None else factor.bound.scaled(value, factor.half, factor.twos)
 
 
-_ONE_RADIAN = Frequencies(2, 1.0, 2, (1.0,))
+ONE_RADIAN = Frequencies(2, 1.0, 2, (1.0,))
+"""The one frequency by which positions are angles."""
 
 
 def evaluate_as_trained(
@@ -134,9 +155,14 @@ def evaluate_as_trained(
     Position, frequency and their product are float32, an error of up to half a radian a million
     positions out; the cosine of that angle is correctly rounded.
     """
+    single = positions.astype(np.float32)
+    if isinstance(frequencies.axes, Axial) and frequencies.axes.in_turns:
+        # They multiply the position by 2π, not the frequency.
+        single = np.float32(2 * math.pi) * single
+        frequencies = replace(frequencies, axes=replace(frequencies.axes, in_turns=False))
     omega = radians_as_trained(frequencies)
-    angles = positions.astype(np.float32)[..., None] * omega
-    both = evaluate(_ONE_RADIAN, angles.astype(np.float64), "float32")[..., 0]
+    angles = by_pair(frequencies, single, np, np.asarray) * omega
+    both = evaluate(ONE_RADIAN, angles.astype(np.float64), "float32")[..., 0]
     return both * np.float32(attention_factor(frequencies))
 
 
@@ -154,10 +180,10 @@ def in_program(
 ) -> Any:
     """Return cos and sin, shape (2, …, R/2), as a part of a program that is being compiled.
 
-    The same algorithm for positions that only the program will know: float64 of shape (…), in the
-    library of namespace `xp`, whose `product` is that of :func:`rotary.exact.circle.bind`;
-    `asarray` brings float64 from the host, and `take` picks by an index of any shape.  cos and sin
-    are one array: compilers work twice for two.
+    The same algorithm for positions that only the program will know: float64 of shape (…) or
+    (axes, …), in the library of namespace `xp`, whose `product` is that of
+    :func:`rotary.exact.circle.bind`; `asarray` brings arrays from the host, and `take` picks by an
+    index of any shape.  cos and sin are one array: compilers work twice for two.
     """
     asarray = asarray or xp.asarray
 
@@ -168,7 +194,7 @@ def in_program(
     operations = {"rint": xp.round, "look_up": look_up, "product": product}
     bound = circle.bind(sign=xp.sign, **operations)
     words = [asarray(row) for row in turns(frequencies)]
-    positions = positions[None, ..., None]
+    positions = by_pair(frequencies, positions, xp, asarray)[None, ...]
     cell, *rest = bound.reduce(positions, *words)
     quarters = np.array([0.0, circle.QUARTER]).reshape(2, *[1] * (positions.ndim - 1))
     cosines = circle.cosine_table(attention_factor(frequencies, power))
@@ -187,18 +213,19 @@ def in_program(
     return xp.astype(_rounded(bound, high, low, factor, dtype), getattr(xp, dtype))
 
 
-def slope(frequencies: Frequencies, both: Any, role: int, xp: Any) -> Any:
-    """Return the derivative of cos and sin, shape (2, …, R/2), by the position: (−sin, cos)·ω.
+def tangent(frequencies: Frequencies, both: Any, along: Any, role: int, xp: Any) -> Any:
+    """Return the derivative of cos and sin, shape (2, …, R/2), as positions move along a tangent.
 
-    XPos's scale adds (cos, sin)·ln(ζ)/scale_base, with the sign of the role.
+    By the position it is (−sin, cos)·ω; XPos's scale adds (cos, sin)·ln(ζ)/scale_base, with the
+    sign of the role.
     """
     kind = dtype_name(both)
-    turned = xp.stack([-both[1], both[0]]) * xp.asarray(radians(frequencies).astype(kind))
-    if not role:
-        return turned
-    assert frequencies.xpos is not None
-    rate = rates(frequencies.xpos, frequencies.rotary_dim, role)
-    return turned + both * xp.asarray(rate.astype(kind))
+    slope = xp.stack([-both[1], both[0]]) * xp.asarray(radians(frequencies).astype(kind))
+    if role:
+        assert frequencies.xpos is not None
+        rate = rates(frequencies.xpos, frequencies.rotary_dim, role)
+        slope = slope + both * xp.asarray(rate.astype(kind))
+    return slope * by_pair(frequencies, xp.astype(along, both.dtype), xp, xp.asarray)
 
 
 @lru_cache(maxsize=256)
@@ -255,7 +282,9 @@ def _row_bytes(
     frequencies: Frequencies, positions: Span | npt.NDArray[np.float64], dtype: str
 ) -> int:
     """Bytes that one position of the seq axis has in both tables, batch rows together."""
-    batch = 1 if isinstance(positions, Span) else math.prod(positions.shape[:-1])
+    batch = 1
+    if not isinstance(positions, Span):
+        batch = math.prod(table_shape(positions.shape, frequencies.axis_count)[:-1])
     return 2 * frequencies.pairs * (8 if dtype == "float64" else 4) * batch
 
 

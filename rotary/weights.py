@@ -14,7 +14,7 @@ import operator
 from typing import Any
 
 from rotary import backends, rotation
-from rotary.checks import even_dim, whole
+from rotary.checks import check_choice, even_dim, whole
 
 
 def convert_layout(
@@ -84,8 +84,8 @@ def convert_layout(
     True
     """
     xp = backends.owner_of(weight, "weight").namespace(weight)
-    rotation.check_choice("to", to, rotation.LAYOUTS)
-    rotation.check_choice("rotary_side", rotary_side, rotation.SIDES)
+    check_choice("to", to, rotation.LAYOUTS)
+    check_choice("rotary_side", rotary_side, rotation.SIDES)
     head_dim = whole("head_dim", head_dim)
     chosen = head_dim if rotary_dim is None else rotary_dim
     rotating = even_dim("rotary_dim", chosen, head_dim, "head_dim")
