@@ -14,9 +14,35 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy.typing as npt
 
-from rotary.backends._numpy import deferred_tables, is_traced, narrow, product, widen
+from rotary.backends._numpy import (
+    apply,
+    bits,
+    custom_gradient,
+    deferred_tables,
+    finite_product,
+    from_bits,
+    is_traced,
+    learned_tables,
+    narrow,
+    product,
+    scan,
+    widen,
+)
 
-__all__ = ["deferred_tables", "is_traced", "narrow", "product", "widen"]
+__all__ = [
+    "apply",
+    "bits",
+    "custom_gradient",
+    "deferred_tables",
+    "finite_product",
+    "from_bits",
+    "is_traced",
+    "learned_tables",
+    "narrow",
+    "product",
+    "scan",
+    "widen",
+]
 
 name = "cupy"
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rotary.backends import _jax_tables
-from rotary.backends._jax_rounded import rounded, rounded_cotangent
-from rotary.backends._protocol import Wanted
+from rotary.backends._jax_rounded import finite_product, rounded, rounded_cotangent
+from rotary.backends._protocol import Operation, Wanted
+
+__all__ = ["finite_product"]
 
 name = "jax"
 
@@ -62,6 +66,53 @@ def product(x: Any, factor: Any) -> Any:
     return rounded.bind(rounded_cotangent.bind(jnp.asarray(x)) * factor)
 
 
+def bits(x: jax.Array) -> jax.Array:
+    """Return the bit patterns of float32 numbers."""
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def from_bits(pattern: jax.Array) -> jax.Array:
+    """Return the float32 numbers of bit patterns."""
+    return lax.bitcast_convert_type(pattern, jnp.float32)
+
+
+def scan(
+    step: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]], carry: Any, inputs: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Run a loop of the program along the first axis of every input."""
+    carry, outs = lax.scan(step, carry, inputs)
+    return carry, outs
+
+
+def custom_gradient(
+    forward: Callable[..., tuple[Any, ...]], backward: Callable[..., tuple[Any, ...]]
+) -> Callable[..., tuple[Any, ...]]:
+    """Return forward with the gradient of backward, in reverse mode."""
+
+    def remember(*inputs: Any) -> tuple[Any, Any]:
+        outputs = function(*inputs)  # not forward: outputs are differentiated in their turn
+        return outputs, (inputs, outputs)
+
+    def pull_back(kept: Any, cotangents: Any) -> tuple[Any, ...]:
+        return tuple(backward(*kept, cotangents))
+
+    function = jax.custom_vjp(forward)
+    function.defvjp(remember, pull_back)
+    return function
+
+
+def apply(operation: Operation, static: str, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Run an operation, compiled: eager loops would be compiled anew by every call."""
+    outputs: tuple[Any, ...] = _compiled(operation, static)(*inputs)
+    return outputs
+
+
+@lru_cache(maxsize=256)
+def _compiled(operation: Operation, static: str) -> Callable[..., tuple[Any, ...]]:
+    forward, backward = partial(operation.forward, static), partial(operation.backward, static)
+    return jax.jit(custom_gradient(forward, backward))
+
+
 def widen(x: jax.Array, dtype: str) -> jax.Array:
     """Return x in the dtype of that name."""
     return x.astype(dtype)
@@ -81,6 +132,13 @@ def deferred_tables(wanted: Wanted, rows: Any, like: jax.Array) -> tuple[Any, An
     else:
         return None
     return both[0], both[1]
+
+
+def learned_tables(positions: Any, inv_freq: Any, axes: int | None, dtype: str) -> Any | None:
+    """Return tables that the program computes, where it alone knows one of them."""
+    if is_traced(positions) or is_traced(inv_freq):
+        return _jax_tables.of_frequencies(positions, inv_freq, axes, dtype)
+    return None
 
 
 def refuse_out(out: Any, inputs: tuple[Any, ...]) -> str | None:

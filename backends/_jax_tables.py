@@ -59,10 +59,12 @@ def of_host(rows: Any, wanted: Wanted, like: Any) -> Any:
 
 
 def _of_given(given: Any, steps: int | None, wanted: Wanted) -> Any:
+    from rotary.positions import counted_from
+
     def positions(given: Any) -> Any:
         if steps is None:
             return given
-        return given[..., None] + jnp.arange(steps, dtype=jnp.float64)
+        return counted_from(given, jnp.arange(steps, dtype=jnp.float64), wanted.axes)
 
     return _in_program(positions, given, wanted)
 
@@ -74,12 +76,12 @@ _of_fractional = jax.custom_jvp(_of_given, nondiff_argnums=(1, 2))
 @_of_fractional.defjvp
 def _(steps: int | None, wanted: Wanted, primals: Any, tangents: Any) -> tuple[Any, Any]:
     from rotary.frequencies import named
-    from rotary.tables import slope
+    from rotary.positions import counted_from
+    from rotary.tables import tangent
 
     both = _of_fractional(*primals, steps, wanted)
-    each = tangents[0][..., None] if steps is None else tangents[0][..., None, None]
-    by_position = slope(named(wanted.token, wanted.length), both, wanted.role, jnp)
-    return both, by_position * each.astype(both.dtype)
+    along = tangents[0] if steps is None else counted_from(tangents[0], jnp.zeros(1), wanted.axes)
+    return both, tangent(named(wanted.token, wanted.length), both, along, wanted.role, jnp)
 
 
 def _in_program(positions: Callable[[Any], Any], operand: Any, wanted: Wanted) -> Any:
@@ -102,6 +104,44 @@ def _in_program(positions: Callable[[Any], Any], operand: Any, wanted: Wanted) -
                 product=finite_product,
             )
 
+    return _once(compute, operand)
+
+
+def of_frequencies(positions: Any, inv_freq: Any, axes: int | None, dtype: str) -> Any:
+    """Return cos and sin, shape (2, …, pairs), of frequencies or positions that are traced."""
+    from rotary.angles import check, in_program, tangent
+    from rotary.positions import read
+
+    host = None
+    if not isinstance(positions, jax.core.Tracer):
+        # float64 constants: as arguments they would become float32 where x64 is off.
+        host = read(positions, owner_of(inv_freq), "positions")
+    check(positions if host is None else host, inv_freq, axes)
+
+    def compute(operand: Any) -> Any:
+        with jax.enable_x64(True):
+            omega, *where = (lax.convert_element_type(x, jnp.float64) for x in operand)
+            # Not a constant: the guard of its products would be folded away.
+            given = where[0] if where else lax.optimization_barrier(jnp.asarray(host))
+            return in_program(given, omega, axes, dtype, xp=jnp, product=finite_product)
+
+    @jax.custom_jvp
+    def tables(*operand: Any) -> Any:
+        return _once(compute, operand)
+
+    @tables.defjvp
+    def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        both = tables(*primals)
+        omega, where = primals[0], primals[1] if host is None else host
+        change = tangent(both, jnp.asarray(where, both.dtype), tangents[0], axes, jnp)
+        if host is None and jnp.issubdtype(where.dtype, jnp.floating):
+            change = change + tangent(both, tangents[1], omega, axes, jnp)
+        return both, change.astype(both.dtype)
+
+    return tables(inv_freq) if host is not None else tables(inv_freq, positions)
+
+
+def _once(compute: Callable[[Any], Any], operand: Any) -> Any:
     return lax.platform_dependent(operand, cpu=partial(_apart, compute), default=compute)
 
 

@@ -8,10 +8,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rotary.backends._generic import is_traced, product, synchronize
+from rotary.backends._generic import (
+    apply,
+    custom_gradient,
+    finite_product,
+    is_traced,
+    product,
+    scan,
+    synchronize,
+)
 from rotary.backends._protocol import Wanted
 
-__all__ = ["is_traced", "product", "synchronize"]
+__all__ = [
+    "apply",
+    "custom_gradient",
+    "finite_product",
+    "is_traced",
+    "product",
+    "scan",
+    "synchronize",
+]
 
 name = "numpy"
 
@@ -42,6 +58,16 @@ def to_host(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return x
 
 
+def bits(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the bit patterns of float32 numbers."""
+    return x.view(np.int32)
+
+
+def from_bits(pattern: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the float32 numbers of bit patterns."""
+    return pattern.view(np.float32)
+
+
 def widen(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """Return x in the dtype of that name."""
     return x.astype(dtype)
@@ -54,6 +80,11 @@ def narrow(x: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
 
 def deferred_tables(wanted: Wanted, rows: Any, like: Any) -> tuple[Any, Any] | None:
     """Return None: nothing is compiled."""
+    return None
+
+
+def learned_tables(positions: Any, inv_freq: Any, axes: int | None, dtype: str) -> Any | None:
+    """Return None: nothing is compiled or differentiated."""
     return None
 
 

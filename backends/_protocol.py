@@ -6,7 +6,7 @@ signatures is a backend.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -25,6 +25,26 @@ class Wanted(NamedTuple):
     dtype: str
     role: int = 0
     """Sign of the exponent of XPos's scale; 0 without one."""
+    axes: int = 1
+    """Number of position axes."""
+
+
+class Operation(NamedTuple):
+    """A function of arrays that compilers take whole, with its gradient.
+
+    Unrolling such a function into a compiled program would take them minutes.  `static`, in every
+    signature, is a string that holds all that is not an array.
+    """
+
+    name: str
+    """``"module:attribute"``, where a compiled program finds this record again."""
+    forward: Callable[..., tuple[Any, ...]]
+    """``forward(static, *inputs)`` → the outputs, arrays of their own."""
+    backward: Callable[..., tuple[Any, ...]]
+    """``backward(static, inputs, outputs, cotangents)`` → a gradient for each input of floats, None
+    for the others."""
+    shapes: Callable[..., tuple[tuple[tuple[Any, ...], str], ...]]
+    """``shapes(static, *input_shapes)`` → shape and name of the dtype of each output."""
 
 
 class Backend(Protocol):
@@ -69,6 +89,54 @@ class Backend(Protocol):
         """x·factor, rounded before anything is added to it; so are its gradients."""
         ...
 
+    def finite_product(self, x: Any, factor: Any, /) -> Any:
+        """x·factor, rounded whatever follows; x is finite data, or NaN, and never a constant.
+
+        It is stricter than `product`, and has no rule for gradients.
+        """
+        ...
+
+    def bits(self, x: Any, /) -> Any:
+        """Return the bit patterns of float32 numbers as int32; those of subnormals may be 0."""
+        ...
+
+    def from_bits(self, pattern: Any, /) -> Any:
+        """Return the float32 numbers of int32 bit patterns; 0 may stand for subnormals."""
+        ...
+
+    def scan(
+        self,
+        step: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]],
+        carry: Any,
+        inputs: tuple[Any, ...],
+        /,
+    ) -> tuple[Any, Any]:
+        """Run ``carry, out = step(carry, slices)`` along the first axis of every input, in order.
+
+        Returns the last carry and what the steps put out, stacked along a new first axis.  The
+        carry and `out` are arrays, (named) tuples of them, or None; there is at least one step.
+        """
+        ...
+
+    def custom_gradient(
+        self,
+        forward: Callable[..., tuple[Any, ...]],
+        backward: Callable[..., tuple[Any, ...]],
+        /,
+    ) -> Callable[..., tuple[Any, ...]]:
+        """Return ``forward(*arrays)`` → arrays with a gradient of its own.
+
+        ``backward(inputs, outputs, cotangents)`` returns a gradient for each input, None for none.
+        Neither may close over arrays that are traced.  Libraries without gradients ignore it.
+        """
+        ...
+
+    def apply(
+        self, operation: Operation, static: str, inputs: tuple[Any, ...], /
+    ) -> tuple[Any, ...]:
+        """Run an operation, as one step of a program that is being compiled."""
+        ...
+
     def widen(self, x: Any, dtype: str, /) -> Any:
         """Return a 16-bit x in the dtype of that name; its gradient is rounded back once."""
         ...
@@ -79,6 +147,15 @@ class Backend(Protocol):
 
     def deferred_tables(self, wanted: Wanted, rows: Any, like: Any, /) -> tuple[Any, Any] | None:
         """Return tables as a step of the program being compiled; None where none is."""
+        ...
+
+    def learned_tables(
+        self, positions: Any, inv_freq: Any, axes: int | None, dtype: str, /
+    ) -> Any | None:
+        """Return tables of :mod:`rotary.angles`, (2, …, pairs), with a gradient by inv_freq.
+
+        None where the host can make them and nothing is differentiated.
+        """
         ...
 
     def refuse_out(self, out: Any, inputs: tuple[Any, ...], /) -> str | None:

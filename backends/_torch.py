@@ -7,7 +7,9 @@ differ), so that rounding is spelled out in integer arithmetic for it, forward a
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -15,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rotary.backends._generic import product
-from rotary.backends._protocol import Wanted
+from rotary.backends._generic import finite_product, product, stacked
+from rotary.backends._protocol import Operation, Wanted
 from rotary.dtypes import dtype_name
 
-__all__ = ["product"]
+__all__ = ["finite_product", "product"]
 
 name = "torch"
 
@@ -66,6 +68,148 @@ def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
         return np.asarray(x.tolist(), dtype=dtype_name(x))
     except RuntimeError as error:
         raise TypeError("got a tensor that a transform of torch.func maps over") from error
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """Return the bit patterns of float32 numbers."""
+    return x.view(torch.int32)
+
+
+def from_bits(pattern: torch.Tensor) -> torch.Tensor:
+    """Return the float32 numbers of bit patterns."""
+    return pattern.view(torch.float32)
+
+
+def scan(
+    step: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]], carry: Any, inputs: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Run a loop along the first axis of every input."""
+    outs = []
+    # unbind: the backward of a slice costs as much as the whole.
+    for slices in zip(*(x.unbind(0) for x in inputs), strict=True):
+        carry, out = step(carry, slices)
+        outs.append(out)
+    return carry, stacked(outs, torch.stack)
+
+
+def custom_gradient(
+    forward: Callable[..., tuple[Any, ...]], backward: Callable[..., tuple[Any, ...]]
+) -> Callable[..., tuple[Any, ...]]:
+    """Return forward with the gradient of backward, where one is recorded."""
+
+    def function(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        # torch leaves Function.apply untyped, here and below.
+        outputs: tuple[torch.Tensor, ...] = _CustomGradient.apply(  # type: ignore[no-untyped-call]
+            forward, backward, *inputs
+        )
+        return outputs
+
+    return function
+
+
+class _CustomGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(forward: Any, backward: Any, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(forward(*inputs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        _, ctx.pull_back, *arrays = inputs
+        ctx.count = len(arrays)
+        ctx.save_for_backward(*arrays, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
+        kept = ctx.saved_tensors
+        gradients = ctx.pull_back(kept[: ctx.count], kept[ctx.count :], cotangents)
+        return None, None, *gradients
+
+
+def apply(
+    operation: Operation, static: str, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Run an operation: one operator of the graph where one is being compiled."""
+    if torch.compiler.is_compiling():
+        return tuple(_operation(operation.name, static, list(inputs)))
+    forward, backward = partial(operation.forward, static), partial(operation.backward, static)
+    return custom_gradient(forward, backward)(*inputs)
+
+
+def _find(name: str) -> Operation:
+    module, _, attribute = name.partition(":")
+    operation: Operation = getattr(import_module(module), attribute)
+    return operation
+
+
+def _owned(outputs: tuple[Any, ...], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return outputs that an operator may return: contiguous, in memory of their own."""
+    taken = {x.untyped_storage().data_ptr() for x in inputs}
+    own = []
+    for x in outputs:
+        x = x.contiguous()
+        if x.untyped_storage().data_ptr() in taken:
+            x = x.clone()
+        taken.add(x.untyped_storage().data_ptr())
+        own.append(x)
+    return own
+
+
+@torch.library.custom_op("rotary::operation", mutates_args=())
+def _operation(name: str, static: str, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    return _owned(_find(name).forward(static, *inputs), inputs)
+
+
+@_operation.register_fake
+def _(name: str, static: str, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    shapes = _find(name).shapes(static, *(tuple(x.shape) for x in inputs))
+    return [inputs[0].new_empty(shape, dtype=getattr(torch, kind)) for shape, kind in shapes]
+
+
+@torch.library.custom_op("rotary::operation_gradient", mutates_args=())
+def _operation_gradient(
+    name: str,
+    static: str,
+    inputs: list[torch.Tensor],
+    outputs: list[torch.Tensor],
+    cotangents: list[torch.Tensor],
+) -> list[torch.Tensor]:
+    given = tuple(inputs), tuple(outputs), tuple(cotangents)
+    gradients = _find(name).backward(static, *given)
+    kept = tuple(g for g, x in zip(gradients, inputs, strict=True) if x.is_floating_point())
+    return _owned(kept, [*inputs, *outputs, *cotangents])
+
+
+@_operation_gradient.register_fake
+def _(
+    name: str,
+    static: str,
+    inputs: list[torch.Tensor],
+    outputs: list[torch.Tensor],
+    cotangents: list[torch.Tensor],
+) -> list[torch.Tensor]:
+    return [x.new_empty(x.shape) for x in inputs if x.is_floating_point()]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
+    ctx.name, ctx.static, arrays = inputs
+    ctx.count = len(arrays)
+    ctx.save_for_backward(*arrays, *output)
+
+
+def _pull_back(ctx: Any, cotangents: list[torch.Tensor | None]) -> Any:
+    inputs, outputs = list(ctx.saved_tensors[: ctx.count]), list(ctx.saved_tensors[ctx.count :])
+    given = [
+        torch.zeros_like(y) if g is None else g for g, y in zip(cotangents, outputs, strict=True)
+    ]
+    gradients = iter(_operation_gradient(ctx.name, ctx.static, inputs, outputs, given))
+    return None, None, [next(gradients) if x.is_floating_point() else None for x in inputs]
+
+
+_operation.register_autograd(_pull_back, setup_context=_keep)
 
 
 def widen(x: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -118,6 +262,19 @@ def deferred_tables(
     return cos, sin
 
 
+def learned_tables(
+    positions: Any, inv_freq: torch.Tensor, axes: int | None, dtype: str
+) -> torch.Tensor:
+    """Return tables as one operator with a gradient, eager and compiled."""
+    from rotary.angles import check
+
+    given = _as_tensor(positions)
+    check(given, inv_freq, axes)
+    where = given.to("cpu", torch.float64)
+    both: torch.Tensor = _learned_tables(where, inv_freq, axes, dtype)
+    return both
+
+
 def _positions(rows: Any) -> tuple[str, torch.Tensor]:
     """Return positions, and what to call them; values are checked when the program runs."""
     from rotary import positions
@@ -134,7 +291,7 @@ def _positions(rows: Any) -> tuple[str, torch.Tensor]:
         return name, steps + offset
     given = _as_tensor(offset)
     positions.check_deferred(rows, dtype_name(given), tuple(given.shape))
-    return name, given.to("cpu", torch.float64)[..., None] + steps
+    return name, positions.counted_from(given.to("cpu", torch.float64), steps, rows.axes)
 
 
 def _as_tensor(numbers: Any) -> torch.Tensor:
@@ -161,6 +318,7 @@ def _tables(
     pairs: int,
     dtype: str,
     role: int,
+    axes: int,
     device: torch.device,
 ) -> torch.Tensor:
     """Return cos and sin, shape (2, …, pairs), looked up when the compiled program runs."""
@@ -187,9 +345,53 @@ def _(
     pairs: int,
     dtype: str,
     role: int,
+    axes: int,
     device: torch.device,
 ) -> torch.Tensor:
-    return torch.empty((2, *positions.shape, pairs), dtype=getattr(torch, dtype), device=device)
+    from rotary.positions import table_shape
+
+    shape = (2, *table_shape(tuple(positions.shape), axes), pairs)
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+
+
+@torch.library.custom_op("rotary::learned_tables", mutates_args=())
+def _learned_tables(
+    positions: torch.Tensor, inv_freq: torch.Tensor, axes: int | None, dtype: str
+) -> torch.Tensor:
+    """Return cos and sin, shape (2, …, pairs), computed on the host."""
+    from rotary.angles import on_host
+    from rotary.backends import owner_of
+    from rotary.positions import read
+
+    where = read(positions, owner_of(positions), "positions")
+    return torch.from_numpy(on_host(where, inv_freq.cpu().numpy(), axes, dtype)).to(inv_freq.device)
+
+
+@_learned_tables.register_fake
+def _(
+    positions: torch.Tensor, inv_freq: torch.Tensor, axes: int | None, dtype: str
+) -> torch.Tensor:
+    from rotary.angles import table_shape
+
+    shape = (2, *table_shape(tuple(positions.shape), tuple(inv_freq.shape), axes))
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=inv_freq.device)
+
+
+def _save_for_gradient(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+    positions, inv_freq, ctx.axes, _ = inputs
+    ctx.save_for_backward(positions, inv_freq, output)
+
+
+def _gradient_by_frequencies(ctx: Any, cotangent: torch.Tensor) -> Any:
+    from rotary.angles import pullback
+
+    positions, inv_freq, both = ctx.saved_tensors
+    where = positions.to(both.device, both.dtype)
+    gradient = pullback(both, cotangent, where, inv_freq, ctx.axes, xp)
+    return None, gradient.to(inv_freq.dtype), None, None
+
+
+_learned_tables.register_autograd(_gradient_by_frequencies, setup_context=_save_for_gradient)
 
 
 def _round_to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
