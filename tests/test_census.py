@@ -9,9 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rotary
+from rotary.axes import Axial, grid
 
 FOLDER = Path(__file__).parent / "census"
 
@@ -25,7 +27,9 @@ def load(name: str) -> ModuleType:
         sys.path.remove(str(FOLDER))
 
 
-census, defects, families, write = map(load, ("census", "defects", "families", "write"))
+census, comparing, defects, families, write = map(
+    load, ("census", "comparing", "defects", "families", "write")
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,26 @@ def test_all_but_a_twentieth_match(found: list[Any]) -> None:
     assert sum(row.status == "match" for row in single) >= 0.95 * len(single)
 
 
+def test_more_than_sixty_rotations_have_several_axes(found: list[Any]) -> None:
+    assert sum(row.status == "match" and row.axes != "" for row in found) > 60
+
+
+def test_a_mix_up_of_two_axes_shows() -> None:
+    ours, positions = rotary.RotaryEmbedding(16, axes=Axial([4, 4])), grid(2, 3)
+    pair = comparing.random_pair(16, 6)
+    theirs = [ours(x, positions=positions) for x in pair]
+    assert comparing.rotates_alike(theirs, ours, positions) == "as read"
+    with pytest.raises(comparing.DiffersError, match="logits"):
+        comparing.rotates_alike(theirs, ours, positions[::-1])
+    diagonal = np.stack([np.arange(6.0)] * 2)
+    theirs = [ours(x, positions=diagonal) for x in pair]
+    with pytest.raises(comparing.DiffersError, match="mixed up unnoticed"):
+        comparing.rotates_alike(theirs, ours, diagonal)
+
+
 def test_every_other_line_has_its_reason(found: list[Any]) -> None:
-    assert not [row.name for row in found if row.status.startswith(("differs", "not imported"))]
+    known = ("match", "their defect", "none: ", "learned frequencies: ")
+    assert not [row.name for row in found if not row.status.startswith(known)]
     named = {note.rpartition(" ")[2] for row in found for note in row.notes}
     assert named <= defects.DEFECTS.keys()
 
@@ -89,7 +111,6 @@ def test_a_silent_config_is_its_family_s_default() -> None:
         warnings.simplefilter("ignore")
         for cls in families.config_classes():
             if families.row(cls) is not None:
-                full = {**cls().to_dict(), "model_type": cls.model_type}
-                bare, whole = described({"model_type": cls.model_type}), described(full)
-                several = {"model_type", "mrope_section"}  # which key tells it differs
-                assert bare == whole or {bare, whole} == several, cls.model_type
+                name = families.model_type_of(cls)
+                full = {**cls().to_dict(), "model_type": name}
+                assert described({"model_type": name}) == described(full), name

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, Olmo3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import rotary
+from rotary.axes import Axial, Sections
 from rotary.scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, Proportional, YaRN
 from rotary.xpos import XPos
 
@@ -58,6 +59,12 @@ RULES: dict[str, tuple[dict[str, Any], Any]] = {
 def config(rope: Mapping[str, Any] | None = None, **others: Any) -> dict[str, Any]:
     """Return a small Llama's config with this rope dictionary."""
     return {**LLAMA, **({} if rope is None else {"rope_parameters": dict(rope)}), **others}
+
+
+def qwen(section: Any, model_type: str = "qwen2_vl_text", **others: Any) -> dict[str, Any]:
+    """Return a small config with sections, of eight pairs together."""
+    rope = {"rope_type": "default", "mrope_section": section, **others}
+    return config(rope, model_type=model_type, head_dim=16)
 
 
 # Spellings
@@ -163,6 +170,117 @@ def test_nanochat_turns_backwards() -> None:
     q = np.random.default_rng(1).standard_normal((5, 16))
     rope = rotary.from_config(config(model_type="nanochat"))
     np.testing.assert_allclose(rope(q), rotary.RotaryEmbedding(16).inverse(q), rtol=0, atol=1e-14)
+
+
+# Several axes
+
+THW, HW = (2, 3, 3), (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "axes"),
+    [
+        (qwen([2, 3, 3]), Sections(THW)),
+        (qwen([2.0, 3.0, 3.0]), Sections(THW)),
+        (qwen([2, 3, 3], mrope_interleaved=False), Sections(THW)),
+        (qwen([2, 3, 3], rope_type="mrope"), Sections(THW)),
+        (qwen([2, 3, 3], type="mrope"), Sections(THW)),
+        (qwen([4, 2, 2], "qwen3_vl_text"), Sections((4, 2, 2), "cycled")),
+        (qwen([4, 2, 2], "qwen3_vl_text", interleaved=True), Sections((4, 2, 2), "cycled")),
+        (qwen(None, "qwen3_vl_text"), Sections((3, 3, 2), "cycled")),
+        (qwen([3, 3, 2], "ernie4_5_vl_moe_text"), Sections((2, 3, 3), "first_axis_last")),
+        (qwen([4, 4], "neomme"), Sections(HW, "cycled")),
+        (qwen(None, "neomme"), Sections(HW, "cycled")),
+        (qwen([2, 3, 3], "own", mrope_interleaved=False), Sections(THW)),
+        (qwen([4, 2, 2], "own", mrope_interleaved=True), Sections((4, 2, 2), "cycled")),
+        (qwen([2, 2, 2, 2], "hunyuan_vl"), Sections((2, 2, 2, 2))),
+        (config({"rope_type": "axial"}, model_type="qwen2_5_vl_vision"), Axial(HW)),
+        (config(model_type="pixtral"), Axial(HW, frequencies="dealt")),
+        (
+            config(model_type="gemma4_vision"),
+            Axial((16, 16), axis_order=(1, 0), split_features=True),
+        ),
+        (config(model_type="kimi_k25_vision"), Axial(HW, "cycled", (1, 0))),
+        (config(model_type="dinov3_vit"), Axial(HW, in_turns=True)),
+        (config(model_type="minimax_m3_vl_vision"), Axial((2, 2, 2))),
+    ],
+    ids=str,
+)
+def test_axes_are_those_of_the_family(values: dict[str, Any], axes: Any) -> None:
+    rope = rotary.from_config(values)
+    assert rope.axes == axes
+    assert rope.rotary_dim == 2 * axes.pairs
+
+
+def test_sections_are_scaled_like_text() -> None:
+    values = qwen([2, 3, 3], **YARN)
+    expected = rotary.RotaryEmbedding(16, base=1e6, scaling=YaRN(4.0, 2048), axes=Sections(THW))
+    assert rotary.from_config(values) == expected
+
+
+def test_hunyuan_s_alpha_is_read_beside_its_sections() -> None:
+    # As its checkpoint's config has it, keys without effect and all.
+    rope = {
+        "alpha": 1000.0,
+        "beta_fast": 32,
+        "factor": 1.0,
+        "mscale": 1.0,
+        "type": "xdrope",
+        "xdrope_section": [2, 2, 2, 2],
+    }
+    values = {**LLAMA, "model_type": "hunyuan_vl", "rope_scaling": rope}
+    with pytest.warns(UserWarning, match="has no effect"):
+        made = rotary.from_config(values)
+    assert made == rotary.RotaryEmbedding(16, scaling=NTK(1000.0), axes=Sections((2, 2, 2, 2)))
+
+
+def test_a_flat_qwen2_vl_has_the_rotation_of_its_text_and_of_its_vision() -> None:
+    vision = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 3584}
+    flat = {
+        **LLAMA,
+        "model_type": "qwen2_vl",
+        "num_hidden_layers": 2,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "vision_config": {**vision, "model_type": "qwen2_vl"},
+    }
+    text = rotary.RotaryEmbedding(16, base=1e6, axes=Sections(THW))
+    assert rotary.from_config(flat) == text
+    assert rotary.layers_from_config(flat) == [text, text]
+    tower = rotary.from_config(flat, part="vision_config")
+    assert tower == rotary.RotaryEmbedding(80, axes=Axial((20, 20)))
+    nested = {"model_type": "qwen2_vl", "text_config": {}, "vision_config": vision}
+    with pytest.raises(ValueError, match="expected one of 'text_config', 'vision_config'"):
+        rotary.from_config(nested)
+    assert rotary.from_config(nested, part="text_config").axes == Sections((16, 24, 24))
+
+
+def test_layers_of_neomme_share_their_pairs_out_by_layer_type() -> None:
+    layers = rotary.layers_from_config(
+        {"model_type": "neomme", "layer_types": ["sliding_attention", "full_attention"],
+         "num_hidden_layers": 2}
+    )  # fmt: skip
+    assert [rope.axes for rope in layers] == [
+        Sections((16, 16), "cycled"),
+        Sections((4, 4), "cycled"),
+    ]
+
+
+def test_efficientloftr_rotates_its_heads_as_one() -> None:
+    rope = rotary.from_config({"model_type": "efficientloftr"})
+    axes = Axial((64, 64), "cycled")
+    assert rope == rotary.RotaryEmbedding(256, layout="interleaved", axes=axes)
+
+
+def test_atoms_have_frequencies_of_two_bases() -> None:
+    fold = {"model_type": "esmfold2", "atom_encoder": {"head_dim": 36}}
+    rope = rotary.from_config(fold)
+    space, residue = 20.0 ** (-np.arange(2) / 2), 1e4 ** (-np.arange(10) / 10)
+    expected = np.concatenate([space, space, space, residue, [0, 0]])
+    np.testing.assert_allclose(rope.frequencies(), expected, rtol=1e-15)
+    assert rope.axes == Sections((2, 2, 2, 12))
+    inner = {"model_type": "esmfold2", "structure_head": {"diffusion_module": fold}}
+    assert rotary.from_config(inner) == rope
 
 
 # Where it comes from
@@ -387,6 +505,27 @@ def test_to_config_and_back_is_the_same(name: str, others: dict[str, Any]) -> No
     assert rotary.from_config(written) == rope
 
 
+@pytest.mark.parametrize(
+    "axes",
+    [
+        Sections(THW),
+        Sections((4, 2, 2), "cycled"),
+        Sections(THW, "first_axis_last"),
+        Axial(HW),
+        Axial(HW, "cycled", (1, 0), "dealt"),
+        Axial((2, 6), axis_order=(1, 0), split_features=True),
+        Axial(HW, in_turns=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scaling", [None, Linear(2.0)], ids=str)
+def test_axes_survive(axes: Any, scaling: Any) -> None:
+    rope = rotary.RotaryEmbedding(16, base=5e5, axes=axes, scaling=scaling)
+    written = json.loads(json.dumps(rope.to_config()))
+    assert rotary.from_config(written) == rope
+    assert rotary.layers_from_config({**written, "num_hidden_layers": 2}) == [rope, rope]
+
+
 def test_xpos_survives() -> None:
     rope = rotary.RotaryEmbedding(16, xpos=XPos(64.0))
     assert rotary.from_config(json.loads(json.dumps(rope.to_config()))) == rope
@@ -468,14 +607,70 @@ def test_every_number_of_a_rule_survives(rule: Any) -> None:
         (config(hidden_size="64"), TypeError, "hidden_size: got '64'"),
         ({**LLAMA, "rope_scaling": 2.0}, TypeError, "rope_scaling: got 2.0"),
         (
-            config({"rope_type": "default", "mrope_section": [16, 24, 24]}),
+            config({"rope_type": "default", "mrope_section": [2, 3, 3]}),
             ValueError,
-            "mrope_section: got .*several position axes are not available in this release",
+            "mrope_interleaved: missing, expected True or False beside mrope_section",
         ),
-        ({"model_type": "qwen2_vl_text"}, ValueError, "several position axes"),
-        (config({"rope_type": "axial"}), ValueError, "rope_type: got 'axial'.*several"),
-        (config({"type": "xdrope", "xdrope_section": [2]}), ValueError, "xdrope_section"),
+        (config({"rope_type": "axial"}), ValueError, "rope_type: got 'axial' with model_type 'll"),
+        (config({"type": "xdrope", "xdrope_section": [2]}), ValueError, "xdrope_section: got"),
+        (config({"type": "mrope"}), ValueError, "mrope_section: missing, expected with rope_type"),
+        (
+            config({"mrope_section": [2, 3, 3], "xdrope_section": [3, 3, 2]}),
+            ValueError,
+            r"mrope_section: got \[2, 3, 3\] and xdrope_section",
+        ),
+        (
+            qwen([2, 3, 4]),
+            ValueError,
+            r"mrope_section: got \[2, 3, 4\], 9 pairs .* the 8 that rotate",
+        ),
+        (qwen([2, 3, 3.5]), TypeError, "mrope_section: got 3.5"),
+        (qwen([8, 0, 0]), ValueError, "mrope_section: got 0"),
+        (qwen("283"), TypeError, "mrope_section: got '283'"),
+        (qwen([2, 3, 3], mrope_interleaved=True), ValueError, "mrope_interleaved: got True"),
+        (
+            qwen([2, 3, 3], model_type="qwen3_vl_text"),
+            ValueError,
+            "mrope_section: got .* room for turns",
+        ),
+        (qwen(None), ValueError, "mrope_section: missing, expected sizes with a sum of 8"),
+        (qwen([2, 6], model_type="neomme"), ValueError, r"expected \[4, 4\] or None"),
+        (qwen([4, 4], model_type="ernie4_5_vl_moe_text"), ValueError, "expected 3 numbers"),
+        (qwen([2, 3, 3], model_type="pixtral"), ValueError, "mrope_section: got .* expected None"),
+        (
+            {"model_type": "hunyuan_vl_text"},
+            ValueError,
+            "mrope_section: missing, expected with model",
+        ),
+        ({"model_type": "glm4v_text"}, ValueError, "mrope_section: missing, .* sum of 64"),
+        (
+            {"model_type": "pixtral", "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            ValueError,
+            "rope_type: got 'linear', expected 'axial': model_type 'pixtral' does not scale",
+        ),
+        (
+            {"model_type": "pixtral", "head_dim": 70},
+            ValueError,
+            "head_dim: got 70, expected a mult",
+        ),
+        (
+            {"model_type": "pixtral", "partial_rotary_factor": 0.5},
+            ValueError,
+            "partial_rotary_factor: got 0.5, expected none",
+        ),
+        ({"model_type": "vjepa2"}, ValueError, "describes no rotation: model_type 'vjepa2'"),
+        ({"model_type": "lightglue"}, ValueError, "learned weights, which rotary.cos_sin takes"),
+        (
+            {"model_type": "esmfold2", "atom_encoder": {"num_uid_rope_pairs": 11}},
+            ValueError,
+            "num_spatial_rope_pairs_per_axis: got 2 and num_uid_rope_pairs 11, expected at most 16",
+        ),
         ({"model_type": "rotary"}, ValueError, "head_dim: missing"),
+        (
+            {**rotary.RotaryEmbedding(16).to_config(), "axes": {"kind": "spiral"}},
+            ValueError,
+            "axes: got kind 'spiral', expected 'sections' or 'axial'",
+        ),
         (3, TypeError, "config: got int"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -47,6 +47,11 @@ def from_config(
     as ``rotary_pct``, dictionaries nested by layer type.  Layout and side follow ``model_type``;
     what the config leaves unsaid is what transformers' config class would fill in.
 
+    Models of images and video give an embedding with ``axes``.  Its positions are height and width,
+    or time, height and width, in this order whatever the model's own code expects;
+    :func:`rotary.axes.grid` makes them.  HunYuan-VL's are those of its sections: place in the text,
+    width, height, number of the image.
+
     Multi-head latent attention (``qk_rope_head_dim``) gives an embedding of the whole head with
     ``rotary_side="trailing"``; for the rotated features alone take
     ``dataclasses.replace(rope, head_dim=rope.rotary_dim, rotary_side="leading")``.
@@ -76,8 +81,7 @@ def from_config(
         For a config of another kind, or a value of the wrong kind.
     ValueError
         For missing, unknown and contradictory keys and numbers out of range, by name; where
-        `part` or `layer_type` is needed; for a part without rotation; for positions of several
-        axes, which this release does not have.
+        `part` or `layer_type` is needed; for a part without rotation.
 
     Examples
     --------
@@ -95,6 +99,8 @@ def from_config(
     >>> rope = rotary.from_config(gptj)
     >>> rope.head_dim, rope.rotary_dim, rope.layout
     (256, 64, 'interleaved')
+    >>> rotary.from_config({"model_type": "qwen2_vl", "head_dim": 128}).axes
+    Sections(sizes=(16, 24, 24), order='blocks')
     """
     chosen = chosen_part(loaded(config), part)
     if chosen.model_type == OWN:
@@ -165,7 +171,7 @@ def to_config(rope: RotaryEmbedding) -> dict[str, Any]:
     """Return an embedding as a dictionary that ``json`` writes and :func:`from_config` reads back.
 
     The keys are transformers' where it has them; ``layout``, ``rotary_side``, ``rotary_dim``,
-    ``frequency_dim`` and ``xpos`` are ours, and so is the model_type "rotary".
+    ``frequency_dim``, ``axes`` and ``xpos`` are ours, and so is the model_type "rotary".
 
     Examples
     --------
@@ -176,8 +182,6 @@ def to_config(rope: RotaryEmbedding) -> dict[str, Any]:
     >>> rotary.from_config(rope.to_config()) == rope
     True
     """
-    if rope.axes is not None:
-        raise ValueError(f"axes: got {rope.axes!r}, expected None: no key tells it")
     out: dict[str, Any] = {
         "model_type": OWN,
         "head_dim": rope.head_dim,
@@ -191,6 +195,9 @@ def to_config(rope: RotaryEmbedding) -> dict[str, Any]:
         dictionary["rope_theta"] = rope.base
     else:
         out["inv_freq"] = list(rope.inv_freq)
+    if rope.axes is not None:
+        numbers = {name: _listed(value) for name, value in vars(rope.axes).items()}
+        out["axes"] = {"kind": type(rope.axes).__name__.lower(), **numbers}
     if rope.xpos is not None:
         out["xpos"] = asdict(rope.xpos)
     if rope.scaling is not None:
@@ -198,7 +205,7 @@ def to_config(rope: RotaryEmbedding) -> dict[str, Any]:
         for field in fields(rope.scaling):  # type: ignore[arg-type]  # rules are dataclasses
             value = getattr(rope.scaling, field.name)
             if value is not None:
-                dictionary[field.name] = list(value) if isinstance(value, tuple) else value
+                dictionary[field.name] = _listed(value)
     if isinstance(rope.scaling, NTK):
         dictionary["alpha"] = dictionary.pop("factor")
     if isinstance(rope.scaling, DynamicNTK):
@@ -206,6 +213,10 @@ def to_config(rope: RotaryEmbedding) -> dict[str, Any]:
         out["max_position_embeddings"] = dictionary.pop(name)
     out["rope_parameters"] = dictionary
     return out
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _of_layer(

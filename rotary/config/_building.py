@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from rotary.axes import Axes, Axial, Sections
 from rotary.config._families import KEYS, OWN
 from rotary.config._reading import Record
 from rotary.embedding import RotaryEmbedding
@@ -84,6 +85,7 @@ def _llama3(record: Record) -> Scaling:
 
 _RULES: dict[str, Callable[[Record], Scaling | None]] = {
     "default": lambda record: None,
+    "axial": lambda record: None,
     "linear": lambda record: Linear(_needed(record, "factor")),
     "dynamic": _dynamic,
     "ntk": lambda record: None,
@@ -104,6 +106,8 @@ TYPE_OF_RULE: dict[type, str] = {
     Proportional: "proportional",
 }
 
+AXES_OF_KIND: dict[str, Callable[..., Axes]] = {"sections": Sections, "axial": Axial}
+
 
 def embedding_of(record: Record) -> RotaryEmbedding:
     rotary_dim = record.rotated + record.rotated % 2
@@ -114,7 +118,9 @@ def embedding_of(record: Record) -> RotaryEmbedding:
         rotary_dim=rotary_dim,
         rotary_side=record.rotary_side if rotary_dim < record.head_dim else "leading",
         frequency_dim=record.rotated,
+        inv_freq=record.inv_freq,
         scaling=_RULES[record.rope_type](record),
+        axes=record.axes,
     )
     if record.rope_type == "ntk":
         rope = _supplied(rope, _fixed_ntk(rope, record))
@@ -182,5 +188,16 @@ def own_embedding(given: Mapping[str, Any]) -> RotaryEmbedding:
         frequency_dim=given["frequency_dim"],
         inv_freq=given.get("inv_freq"),
         scaling=_RULES[rope_type](record),
+        axes=None if given.get("axes") is None else _own_axes(given["axes"]),
         xpos=None if given.get("xpos") is None else XPos(**given["xpos"]),
     )
+
+
+def _own_axes(given: Mapping[str, Any]) -> Axes:
+    numbers = dict(given)
+    kind = numbers.pop("kind", None)
+    if kind not in AXES_OF_KIND:
+        raise ValueError(
+            f"axes: got kind {kind!r}, expected {' or '.join(map(repr, AXES_OF_KIND))}"
+        )
+    return AXES_OF_KIND[kind](**numbers)

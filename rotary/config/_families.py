@@ -12,39 +12,51 @@ from importlib import resources
 from typing import Any
 
 
-def _names(words: str) -> frozenset[str]:
+def names(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
 # Families that rotate pairs (2i, 2i + 1); all others rotate halves.  Those that write what they
 # read in pairs back in halves (DeepSeek-V3 and its kin) differ by one fixed permutation of features
 # of q and of k, which no logit sees.
-INTERLEAVED = _names(
+INTERLEAVED = names(
     """axk2 bailing_hybrid blt blt_global_transformer blt_local_decoder blt_local_encoder
     blt_patcher codegen cohere cohere2 cohere2_moe deepseek_v2 deepseek_v32 deepseek_v4
-    dots3_note_text ernie4_5 ernie4_5_moe glm glm4 glm_moe_dsa gptj helium llama4_text longcat_flash
-    mistral_large4_text moonshine moonshine_streaming openai_privacy_filter pe_audio_encoder
-    pe_audio_video_encoder pe_video_encoder roformer"""
+    dots3_note_text edgetam_video efficientloftr ernie4_5 ernie4_5_moe ernie4_5_vl_moe_text glm glm4
+    glm4v_text glm_moe_dsa glm_ocr_text gptj helium inkling2_vision llama4_text llama4_vision_model
+    longcat_flash mistral_large4_text moonshine moonshine_streaming musicflamingo
+    openai_privacy_filter pe_audio_encoder pe_audio_video_encoder pe_video_encoder roformer
+    sam2_video sam3_tracker_video sam3_vit_model"""
 )
 # Families whose key rope_interleave decides; where it is silent they rotate pairs.
-INTERLEAVED_BY_KEY = _names(
+INTERLEAVED_BY_KEY = names(
     "axk1 deepseek_v3 glm4_moe_lite kimi_k2 mistral4 mistral_large4_text youtu"
 )
 # Families that rotate by the opposite angle.
 BACKWARDS = frozenset({"nanochat"})
 # Families whose rotated features come last, beside those with a key qk_rope_head_dim.
 TRAILING = frozenset({"deepseek_v4"})
-# Families that read positions of several axes.
-SEVERAL_AXES = _names(
-    """cohere_compass_text cosmos3_edge_text dinov3_vit efficientloftr eomt_dinov3
-    ernie4_5_vl_moe_text esmfold2 glm4v_moe_text glm4v_text glm_image_text glm_ocr_text
-    hunyuan_vl_text lightglue llama4_vision_model musicflamingo neomme paddleocr_vl_text
-    qwen2_5_omni_talker qwen2_5_omni_text qwen2_5_vl qwen2_5_vl_text qwen2_vl qwen2_vl_text
-    qwen3_5_moe_text qwen3_5_text qwen3_omni_moe_talker_text qwen3_omni_moe_text qwen3_vl_moe_text
-    qwen3_vl_text qwen4_exp_text sapiens2 vjepa2"""
-)
 # Families that carry the keys and rotate nothing.
 STILL = frozenset({"glm5_next_text", "jamba", "kimi_linear", "nemotron_h"})
+# Families with a rotation that no frequencies describe, and why.
+BEYOND = {
+    "lightglue": "its frequencies are learned weights, which rotary.cos_sin takes",
+    "vjepa2": "its code turns the two members of a pair by different angles",
+}
+# Keys that give the size of a head: the first, divided by the others.
+WIDTHS: dict[str, tuple[str, ...]] = {
+    "qwen2_vl_vision": ("embed_dim", "num_attention_heads"),
+    **dict.fromkeys(
+        ("edgetam_video", "sam2_video", "sam3_tracker_video"),
+        (
+            "memory_attention_hidden_size",
+            "memory_attention_downsample_rate",
+            "memory_attention_num_attention_heads",
+        ),
+    ),
+}
+# Families that rotate all heads as one.
+TOGETHER = frozenset({"efficientloftr"})
 # A key of the config, and its values for which nothing rotates.
 OFF: dict[str, tuple[str, tuple[Any, ...]]] = {
     "clvp_encoder": ("use_rotary_embedding", (False,)),
@@ -65,7 +77,7 @@ EVERY_NTH_WITHOUT = frozenset({"llama4_text", "mistral_large4_text", "smollm3"})
 # The same, every fourth counted from the last, where there is no layer_rope_theta.
 EVERY_4TH_FROM_LAST = frozenset({"muse_glimmer_text", "muse_spark_text"})
 # Layer types without attention, or with attention that has no positions.
-NO_ATTENTION = _names("conv linear_attention mamba mamba2 moe mlp recurrent rglru short_conv")
+NO_ATTENTION = names("conv linear_attention mamba mamba2 moe mlp recurrent rglru short_conv")
 # Which of the two nested dictionaries a layer of another type reads.
 LABELS: dict[str, dict[str, str]] = {
     "deepseek_v4": {
@@ -130,30 +142,34 @@ MARKS = (
     "qk_rope_head_dim",
 )
 
-TYPE_NAMES = {"su": "longrope"}  # Phi-3's old name; its family reads yarn as longrope, too
+# Other names of a rope_type.  "su" is Phi-3's old one; its family reads yarn as longrope, too.  The
+# last two only say that there are several axes.
+# Sub-configs whose key does not end in "_config".
+PARTS = names("encoder decoder atom_encoder diffusion_module structure_head")
+TYPE_NAMES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic"}
 READS_YARN_AS_LONGROPE = frozenset({"phi3", "phi4_multimodal"})
-AXES_KEYS = ("mrope_section", "xdrope_section")
-AXES_TYPES = ("axial", "mrope", "xdrope")
 ALWAYS = frozenset({"rope_type", "rope_theta", "partial_rotary_factor"})
-NEVER = frozenset({"finetuned", "max_position_embeddings", "mrope_interleaved"})
+NEVER = frozenset({"finetuned", "max_position_embeddings"})
+OF_AXES = names("mrope_section xdrope_section mrope_interleaved interleaved")
 # What each rope_type reads.  What only another one reads has no effect; all else is an error.
 KEYS: dict[str, frozenset[str]] = {
     "default": frozenset(),
+    "axial": frozenset(),
     "linear": frozenset({"factor"}),
     "dynamic": frozenset({"factor", "alpha"}),
     "ntk": frozenset({"factor", "mixed_b"}),
-    "yarn": _names(
+    "yarn": names(
         """factor original_max_position_embeddings attention_factor attn_factor beta_fast beta_slow
         mscale mscale_all_dim truncate llama_4_scaling_beta"""
     ),
-    "longrope": _names(
+    "longrope": names(
         """short_factor long_factor factor original_max_position_embeddings attention_factor
         short_mscale long_mscale"""
     ),
-    "llama3": _names("factor low_freq_factor high_freq_factor original_max_position_embeddings"),
+    "llama3": names("factor low_freq_factor high_freq_factor original_max_position_embeddings"),
     "proportional": frozenset({"factor"}),
 }
-KNOWN = ALWAYS | NEVER | frozenset().union(*KEYS.values())
+KNOWN = ALWAYS | NEVER | OF_AXES | frozenset().union(*KEYS.values())
 OWN = "rotary"  # the model_type of to_config's dictionaries
 
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rotary.axes import Axes, Axial
+from rotary.config._axes import ATOM_KEYS, ATOMS, FLAT, atoms_of, axes_of
 from rotary.config._families import (
     ALWAYS,
-    AXES_KEYS,
-    AXES_TYPES,
     BACKWARDS,
+    BEYOND,
     GEMMA3,
     INTERLEAVED,
     INTERLEAVED_BY_KEY,
@@ -28,16 +29,19 @@ from rotary.config._families import (
     LABELS,
     LAYERED,
     MARKS,
+    OF_AXES,
     OFF,
     OWN,
+    PARTS,
     PATTERN_KEYS,
     READS_YARN_AS_LONGROPE,
-    SEVERAL_AXES,
     SPELLINGS,
     STILL,
+    TOGETHER,
     TOP_LEVEL,
     TRAILING,
     TYPE_NAMES,
+    WIDTHS,
     Layered,
     family_defaults,
 )
@@ -63,8 +67,8 @@ class Config:
         """Return a key's value by any of its spellings, None if the config is silent."""
         spelled = self.family.get("spelled", {}).get(key)
         for name in (key, spelled, *SPELLINGS.get(key, ())):
-            if name is not None and self.given.get(name) is not None:
-                return self.given[name]
+            if name is not None and _at(self.given, name) is not None:
+                return _at(self.given, name)
         return None
 
     def layer_types(self, count: int) -> list[str] | None:
@@ -105,6 +109,14 @@ class Config:
         return replace(self, given={**self.given, **overrides})
 
 
+def _at(given: Mapping[str, Any], path: str) -> Any:
+    """Return the value of a key, or with dots of a key of an inner dictionary, None if missing."""
+    *outer, name = path.split(".")
+    for key in outer:
+        given = given.get(key) or {}
+    return given.get(name)
+
+
 def loaded(config: Any) -> Mapping[str, Any]:
     if isinstance(config, Mapping):
         return config
@@ -125,6 +137,8 @@ def loaded(config: Any) -> Mapping[str, Any]:
 def _config(name: str, given: Mapping[str, Any], parent: str = "") -> Config:
     families = family_defaults()
     model_type = given.get("model_type") or ""
+    if not parent and "text_config" not in given:
+        model_type = FLAT.get(model_type, model_type)
     if parent and model_type not in families:
         # A sub-config without a name of its own is what its parent's name says.
         stem = name.rpartition(".")[2].removesuffix("_config")
@@ -133,16 +147,15 @@ def _config(name: str, given: Mapping[str, Any], parent: str = "") -> Config:
     return Config(name, given, model_type, families.get(model_type, {}))
 
 
-def _parts(config: Config) -> Iterator[Config]:
+def _parts(config: Config, parent: str = "") -> Iterator[Config]:
     """Yield the sub-configs at any depth."""
+    parent = config.model_type or parent
     for key, value in config.given.items():
-        if isinstance(value, Mapping) and (
-            key.endswith("_config") or key in ("encoder", "decoder")
-        ):
+        if isinstance(value, Mapping) and (key.endswith("_config") or key in PARTS):
             prefix = "" if config.name == "config" else f"{config.name}."
-            inner = _config(prefix + key, value, config.model_type)
+            inner = _config(prefix + key, value, parent)
             yield inner
-            yield from _parts(inner)
+            yield from _parts(inner, parent)
 
 
 def chosen_part(values: Mapping[str, Any], part: str | None) -> Config:
@@ -174,11 +187,13 @@ def _why_still(config: Config) -> str | None:
         return None
     if config.model_type in STILL:
         return f"model_type {config.model_type!r} rotates nothing"
+    if config.model_type in BEYOND:
+        return f"model_type {config.model_type!r}: {BEYOND[config.model_type]}"
     if config.model_type in OFF:
         key, values = OFF[config.model_type]
         if config.get(key) in values:
             return f"{key}: got {config.get(key)!r}"
-    if config.model_type in family_defaults() or config.model_type in SEVERAL_AXES:
+    if config.model_type in family_defaults():
         return None
     if any(config.given.get(key) is not None for key in MARKS):
         return None
@@ -201,6 +216,8 @@ class Record:
     rope_type: str
     numbers: Mapping[str, Any]  # what the rope_type reads, without nulls
     length: int | None  # max_position_embeddings
+    axes: Axes | None = None
+    inv_freq: tuple[float, ...] | None = None  # instead of the base
 
 
 Rope = Mapping[str, Any]
@@ -208,7 +225,6 @@ Rope = Mapping[str, Any]
 
 def ropes_of(config: Config) -> dict[str | None, Rope | None]:
     """Return the rope dictionary, under None, or one a layer type."""
-    _check_one_axis(config)
     given = _agreeing(config)
     default: Mapping[str, Any] = config.family.get("rope", {})
     if any(isinstance(value, Mapping) for value in given.values()):
@@ -292,27 +308,6 @@ def _of_lists(config: Config, flat: Rope) -> Iterator[tuple[str, Rope]]:
         yield kind, values
 
 
-def _check_one_axis(config: Config) -> None:
-    """Raise where the positions have several axes."""
-    found = None
-    if config.model_type in SEVERAL_AXES:
-        found = ("model_type", config.model_type)
-    for name in ("rope_parameters", "rope_scaling"):
-        outer = config.given.get(name) or config.family.get("rope") or {}
-        inner = outer.values() if isinstance(outer, Mapping) else ()
-        for values in (outer, *inner):
-            if isinstance(values, Mapping):
-                found = next(((k, values[k]) for k in AXES_KEYS if values.get(k)), found)
-                kind = values.get("rope_type") or values.get("type")
-                if kind in AXES_TYPES and found is None:
-                    found = ("rope_type", kind)
-    if found is not None:
-        raise ValueError(
-            f"{found[0]}: got {found[1]!r}, expected one position axis: several position axes are "
-            f"not available in this release"
-        )
-
-
 def label_of(
     config: Config, ropes: Mapping[str | None, Rope | None], layer_type: str | None
 ) -> str | None:
@@ -335,14 +330,17 @@ def label_of(
 def record_of(config: Config, rope: Rope | None) -> Record:
     rope = {} if rope is None else rope
     rope_type = _rope_type(config, rope)
-    numbers = _numbers(rope, rope_type)
     base = _agreed(config, rope, "rope_theta", 10_000.0)
     share = _agreed(config, rope, "partial_rotary_factor", 1.0)
-    if share > 1:
+    if share > 1 and config.model_type not in TOGETHER:
         raise ValueError(f"partial_rotary_factor: got {share}, expected at most 1")
     name = "partial_rotary_factor"
     share_given = rope.get(name) is not None or config.given.get(name) is not None
     head_dim, rotated, side = _geometry(config, share, share_given, rope_type)
+    axes, inv_freq = axes_of(config.model_type, rope, head_dim, rotated, share), None
+    if config.model_type == ATOMS:
+        axes, inv_freq = atoms_of([config.get(key) for key in ATOM_KEYS], head_dim)
+    numbers = _numbers(rope, rope_type, axes is not None)
     if rope_type == "proportional":
         numbers["partial_rotary_factor"] = share
     name = "original_max_position_embeddings"
@@ -352,7 +350,7 @@ def record_of(config: Config, rope: Rope | None) -> Record:
         numbers[name] = next((n for n in (*given, longest) if n is not None), None)
     return Record(
         head_dim=head_dim,
-        rotated=rotated,
+        rotated=2 * axes.pairs if isinstance(axes, Axial) else rotated,
         layout=_layout(config),
         rotary_side=side,
         backwards=config.model_type in BACKWARDS,
@@ -360,6 +358,8 @@ def record_of(config: Config, rope: Rope | None) -> Record:
         rope_type=rope_type,
         numbers=numbers,
         length=config.get("max_position_embeddings"),
+        axes=axes,
+        inv_freq=inv_freq,
     )
 
 
@@ -380,14 +380,14 @@ def _rope_type(config: Config, rope: Rope) -> str:
     return str(rope_type)
 
 
-def _numbers(rope: Rope, rope_type: str) -> dict[str, Any]:
+def _numbers(rope: Rope, rope_type: str, has_axes: bool) -> dict[str, Any]:
     """Return what the rope_type reads; warn of what it does not, raise for what nothing reads."""
     read = KEYS[rope_type]
     if rope_type == "dynamic" and rope.get("alpha"):
         read = frozenset({"alpha"})
     numbers = {}
     for key, value in rope.items():
-        if key == "type":
+        if key == "type" or (has_axes and key in OF_AXES):
             continue
         if key not in KNOWN:
             raise ValueError(
@@ -451,7 +451,9 @@ def _geometry(
     if config.get("head_dim") is not None:
         head_dim = _size(config, "head_dim")
     else:
-        head_dim = _size(config, "hidden_size") // _size(config, "num_attention_heads")
+        keys = WIDTHS.get(config.model_type, ("hidden_size", "num_attention_heads"))
+        head_dim, *divisors = (_size(config, key) for key in keys)
+        head_dim //= math.prod(divisors)
     rotated = head_dim if rope_type == "proportional" else int(head_dim * share)
     if config.model_type == "clvp_encoder":
         heads = _size(config, "num_attention_heads")
@@ -463,6 +465,8 @@ def _geometry(
             f"rotary_dim: got {config.written('rotary_dim')} and partial_rotary_factor {share} of "
             f"{head_dim} features, expected one of them"
         )
+    if config.model_type in TOGETHER:
+        head_dim *= _size(config, "num_attention_heads")
     trailing = config.model_type in TRAILING and rotated < head_dim
     return head_dim, rotated, "trailing" if trailing else "leading"
 

@@ -10,30 +10,37 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import several_axes
 import torch
 import transformers
+from comparing import (
+    POSITIONS,
+    RTOL_FREQUENCIES,
+    DiffersError,
+    Row,
+    close,
+    random_pair,
+    rotates_alike,
+)
 
 import rotary
-from rotary.config._families import READS_YARN_AS_LONGROPE, SEVERAL_AXES
+from rotary.config._families import READS_YARN_AS_LONGROPE
 
 MODELS = Path(transformers.__file__).parent / "models"
 NAMED = re.compile(r"^class (\w*(?:Rotary|RoPE|RopePosition)\w*)", re.MULTILINE)
 BESIDE = re.compile(r"def \w*(?:rotate_half|rotate_every_two|apply_rotary|rotate_queries)\w*\(")
-POSITIONS = np.array([0, 1, 17, 4095])
+BLOCK = re.MULTILINE | re.DOTALL
 CONTEXT = 2048  # positions beyond it need the long side of length-dependent rules
-# Their angles are float32 products of a float32 frequency: off by (1 + pω) times a few 2^-24.
-RTOL_FREQUENCIES = 2e-6
-ANGLE = 8 * 2.0**-24
 
 # Classes whose annotation is a config of several parts, or none.
 CONFIGS = {
@@ -51,6 +58,7 @@ CONFIGS = {
     "Qwen2VLRotaryEmbedding": "Qwen2VLTextConfig",
     "Qwen2_5OmniRotaryEmbedding": "Qwen2_5OmniTextConfig",
     "Qwen2_5_VLRotaryEmbedding": "Qwen2_5_VLTextConfig",
+    "Qwen3OmniMoeTalkerRotaryEmbedding": "Qwen3OmniMoeTalkerTextConfig",
     "Qwen3OmniMoeRotaryEmbedding": "Qwen3OmniMoeTalkerCodePredictorConfig",
     "SeamlessM4TConformerRotaryPositionalEmbedding": "SeamlessM4TConfig",
     "Step3p7RotaryEmbedding": "Step3p7TextConfig",
@@ -60,7 +68,27 @@ CONFIGS = {
     "Wav2Vec2ConformerRotaryPositionalEmbedding": "Wav2Vec2ConformerConfig",
 }
 # What has to be set for a default config to rotate.
+_HALF = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 SWITCHES: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    },
+    "glm4v_text": {"rope_parameters": _HALF},
+    "glm4v_moe_text": {"head_dim": 128, "rope_parameters": _HALF},
+    "glm_image_text": {"rope_parameters": _HALF},
+    "hunyuan_vl_text": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [16, 16, 16, 16],
+        }
+    },
+    "qwen3_omni_moe_text": {"num_attention_heads": 32, "head_dim": 128},
     "esm": {"position_embedding_type": "rotary"},
     "granitemoehybrid": {"position_embedding_type": "rope"},
     "seamless_m4t": {"position_embeddings_type": "rotary"},
@@ -68,41 +96,22 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "wav2vec2-conformer": {"position_embeddings_type": "rotary"},
     "zamba2": {"use_mem_rope": True},
 }
-# Rows that are no rotation of one position axis: the reason stands in the table.
-AXES = "several axes: next issue"
-SEVERAL = {
-    "EsmFold2RotaryEmbedding",
-    "DINOv3ViTRopePositionEmbedding",
-    "Sapiens2RopePositionEmbedding",
-    "MusicFlamingoRotaryEmbedding",
+# Files that rotate without a class, and do not rotate after all.
+FILES = dict.fromkeys(
+    ("nemotron_asr_streaming", "parakeet", "jamba", "nemotron_h"),
+    "none: rotate_half is defined and never called",
+)
+
+
+# Whose defaults do not fit together (D12).
+UNFIT = {
+    "cohere_compass_text",
+    "glm4v_moe_text",
+    "glm4v_text",
+    "glm_image_text",
+    "hunyuan_vl_text",
+    "qwen3_omni_moe_text",
 }
-FILES = {
-    "nemotron_asr_streaming": "none: rotate_half is defined and never called",
-    "parakeet": "none: rotate_half is defined and never called",
-    "jamba": "none: rotate_half is defined and never called",
-    "nemotron_h": "none: rotate_half is defined and never called",
-    "lightglue": AXES,
-    "vjepa2": AXES,
-}
-
-
-@dataclass
-class Row:
-    """One line of the table."""
-
-    name: str
-    folder: str
-    model_type: str = ""
-    layout: str = ""
-    side: str = ""
-    order: str = ""
-    scalings: list[str] = field(default_factory=list)
-    status: str = "match"
-    notes: list[str] = field(default_factory=list)
-
-
-class DiffersError(Exception):
-    """Theirs and ours are not the same."""
 
 
 # What there is
@@ -136,27 +145,41 @@ def rows() -> list[Row]:
 def row_of(module: ModuleType, folder: str, name: str) -> Row:
     """Check one class with all the scalings that it takes."""
     row, cls = Row(name, folder), getattr(module, name)
-    if name in SEVERAL or "Attention" in name:
-        row.status = AXES
-        return row
     config_class = config_class_of(module, cls)
-    config = config_class(**SWITCHES.get(config_class.model_type, {}))
-    row.model_type = config.model_type or config_class.__name__
-    if is_of_several_axes(config):
-        row.status = AXES
-        refused(config)
+    config = config_class(**copy.deepcopy(SWITCHES.get(config_class.model_type, {})))
+    if "Attention" in name:
+        several_axes.check_attention(row, module, cls, config)
         return row
-    text = inspect.getsource(cls)
-    kinds = ["default", *SCALINGS] if "ROPE_INIT_FUNCTIONS" in text else ["default"]
+    row.model_type = several_axes.model_type_of(config) or config_class.__name__
+    scales = "ROPE_INIT_FUNCTIONS" in source_of(module, cls)
+    kinds = ["default", *SCALINGS] if scales else ["default"]
     if config.model_type in READS_YARN_AS_LONGROPE:
         kinds = [kind for kind in kinds if "yarn" not in kind]
+    if config.model_type in several_axes.SHARES_OF_AXES:
+        kinds = [kind for kind in kinds if kind != "proportional"]
+    types = _layer_types(config)
+    row.axes = " / ".join(sorted({several_axes.told(from_config(config, t)) for t in types}))
     for kind in kinds:
         check_kind(row, module, cls, config, kind)
+    if config.model_type in UNFIT:
+        row.notes.append("default config: defect D12")
     if any("defect" not in note for note in row.notes):
         row.status = "differs"
     elif "default" not in row.scalings:
         row.status = "their defect"
     return row
+
+
+@lru_cache(maxsize=8)
+def _text_of(module: ModuleType) -> str:
+    return Path(str(module.__file__)).read_text(encoding="utf-8")
+
+
+def source_of(module: ModuleType, cls: type) -> str:
+    """Return the source of a class and of its bases in the same file: inspect parses the file."""
+    names = [c.__name__ for c in cls.__mro__ if c.__module__ == module.__name__]
+    parts = (re.search(rf"^class {n}\b.*?(?=^\S)", _text_of(module), BLOCK) for n in names)
+    return "".join(part[0] for part in parts if part is not None)
 
 
 def config_class_of(module: ModuleType, cls: type) -> Any:
@@ -168,22 +191,6 @@ def config_class_of(module: ModuleType, cls: type) -> Any:
     if isinstance(annotation, str):
         annotation = getattr(module, annotation)
     return annotation
-
-
-def is_of_several_axes(config: Any) -> bool:
-    rope = getattr(config, "rope_parameters", None) or {}
-    return config.model_type in SEVERAL_AXES or rope.get("rope_type") == "axial"
-
-
-def refused(config: Any) -> None:
-    """Raise unless from_config says that there are several axes."""
-    try:
-        rotary.from_config(config.to_dict())
-    except ValueError as error:
-        if "several position axes" in str(error):
-            return
-        raise
-    raise DiffersError("several axes, and not refused")
 
 
 # Configs with every scaling
@@ -230,6 +237,9 @@ SCALINGS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
+KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section")
+
+
 def scaled(config: Any, kind: str, layer_type: str | None, pairs: int) -> Any:
     """Return a copy of a config that scales one layer type, or all, so."""
     config = copy.deepcopy(config)
@@ -239,7 +249,9 @@ def scaled(config: Any, kind: str, layer_type: str | None, pairs: int) -> Any:
     if config.model_type != "phimoe":
         extra = {k: v for k, v in extra.items() if "mscale" not in k}
     rope = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
-    kept = {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}
+    kept = {k: rope[k] for k in KEPT if k in rope}
+    if kind == "proportional":
+        kept |= several_axes.wider(from_config(config, layer_type))
     if layer_type is None:
         config.rope_parameters = kept | extra
     else:
@@ -252,6 +264,14 @@ def scaled(config: Any, kind: str, layer_type: str | None, pairs: int) -> Any:
     return config
 
 
+def _layer_types(config: Any) -> list[str | None]:
+    """Return the layer types with a rope dictionary of their own, or None for all."""
+    rope = getattr(config, "rope_parameters", None)
+    if not _nested(rope):
+        return [None]
+    return [name for name, values in rope.items() if isinstance(values, dict)]
+
+
 def _nested(rope: Any) -> bool:
     return any(isinstance(value, dict) for value in (rope or {}).values())
 
@@ -261,16 +281,14 @@ def _nested(rope: Any) -> bool:
 
 def check_kind(row: Row, module: ModuleType, cls: Any, config: Any, kind: str) -> None:
     """Add to a row what one scaling shows."""
-    rope = getattr(config, "rope_parameters", None)
-    types: list[str | None] = [None]
-    if _nested(rope):
-        types = [name for name, values in rope.items() if isinstance(values, dict)]
-        if not set(types) <= set(config.layer_types) and config.model_type != "deepseek_v4":
-            config.layer_types = types  # some default configs use one type only
+    types = _layer_types(config)
+    named = types != [None] and config.model_type != "deepseek_v4"
+    if named and not set(types) <= set(config.layer_types):
+        config.layer_types = types  # some default configs use one type only
     told = set()
     for layer_type in types:
         alike = config if kind == "default" else scaled(config, "linear", layer_type, 0)
-        pairs = math.ceil(from_config(alike, layer_type).frequency_dim / 2)
+        pairs = several_axes.pairs_scaled(from_config(alike, layer_type))
         asked = scaled(config, kind, layer_type, pairs)
         told.add(outcome(row, module, cls, asked, layer_type, kind))
     told.discard("")
@@ -288,8 +306,9 @@ def outcome(
         warnings.simplefilter("ignore")
         ours = from_config(config, layer_type)
         try:
-            theirs = Theirs(module, cls, config, layer_type, ours)
-        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            make = Theirs if ours.axes is None else several_axes.Theirs
+            theirs = make(module, cls, config, layer_type, ours)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             text = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             for name, where in RAISING.items():
                 if where(config.model_type, kind, text):
@@ -307,7 +326,7 @@ def outcome(
     return ""
 
 
-def _agrees(theirs: Theirs, ours: rotary.RotaryEmbedding, kind: str) -> bool:
+def _agrees(theirs: Theirs, ours: Any, kind: str) -> bool:
     try:
         compare(theirs, ours, kind)
     except DiffersError:
@@ -323,6 +342,9 @@ RAISING: dict[str, Callable[[str, str, str], bool]] = {
     "D4": lambda model, kind, text: model == "phimoe" and text.startswith("KeyError"),
     "D5": lambda model, kind, text: model == "minimax_m3_vl_text" and kind == "longrope",
     "D6": lambda model, kind, text: kind == "proportional" and "must match the size" in text,
+    "D11": lambda model, kind, text: (
+        model in several_axes.SHARES_OF_AXES and text.startswith("AttributeError")
+    ),
 }
 
 
@@ -348,13 +370,18 @@ def _rotating_all(model_type: str, ours: rotary.RotaryEmbedding) -> rotary.Rotar
     return None
 
 
-MISTAKEN = {"D1": _ignoring_truncate, "D4": _never_long, "D5": _rotating_all}
+MISTAKEN: dict[str, Callable[[str, rotary.RotaryEmbedding], Any]] = {
+    "D1": _ignoring_truncate,
+    "D4": _never_long,
+    "D5": _rotating_all,
+    "D9": several_axes.cut_in_halves,
+}
 
 
 def from_config(config: Any, layer_type: str | None) -> rotary.RotaryEmbedding:
     """Return ours for a config of theirs, through its dictionary."""
     values = config.to_dict()
-    values.setdefault("model_type", config.model_type)
+    values["model_type"] = several_axes.model_type_of(config)
     if layer_type is not None and layer_type not in (getattr(config, "layer_types", None) or ()):
         values["layer_types"] = [layer_type]
     return rotary.from_config(values, layer_type=layer_type)
@@ -362,6 +389,8 @@ def from_config(config: Any, layer_type: str | None) -> rotary.RotaryEmbedding:
 
 class Theirs:
     """What a class of theirs gives: frequencies, factor, and rotated q and k."""
+
+    positions = POSITIONS
 
     def __init__(
         self,
@@ -381,18 +410,17 @@ class Theirs:
         self.rotated = [applied(apply, x, both, ours) for x in random_pair(ours.head_dim)]
 
 
-def random_pair(dim: int) -> Any:
-    """Return random q and k at the positions, shape (2, positions, dim)."""
-    return np.random.default_rng(2104_09864).standard_normal((2, len(POSITIONS), dim))
-
-
 def compare(theirs: Theirs, ours: rotary.RotaryEmbedding, kind: str) -> str:
     """Return the order of features; raise DiffersError unless all the numbers agree."""
     length = CONTEXT if kind in ("dynamic", "longrope") else None
-    close(np.abs(ours.frequencies(length)), theirs.inv_freq, RTOL_FREQUENCIES, "frequencies")
+    frequencies = np.abs(ours.frequencies(length))
+    if ours.axes is not None:
+        frequencies = np.sort(frequencies)
+    if theirs.inv_freq is not None:
+        close(frequencies, theirs.inv_freq, RTOL_FREQUENCIES, "frequencies")
     if theirs.factor is not None:
         close(ours.attention_factor(length), theirs.factor, 1e-6, "attention factor")
-    return rotates_alike(theirs.rotated, ours)
+    return rotates_alike(theirs.rotated, ours, theirs.positions)
 
 
 def tables(theirs: Any, layer_type: str | None) -> Any:
@@ -467,47 +495,6 @@ def _hidden_states(module: ModuleType) -> Apply:
     return apply
 
 
-# Comparing
-
-
-def close(ours: Any, theirs: Any, rtol: float, what: str) -> None:
-    """Raise DiffersError unless two arrays agree."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if ours.shape != theirs.shape:
-        raise DiffersError(f"{what}: theirs of shape {theirs.shape}, ours {ours.shape}")
-    error = float(np.max(np.abs(ours - theirs) / np.maximum(np.abs(theirs), 1e-30), initial=0))
-    if error > rtol:
-        raise DiffersError(f"{what}: {error:.1e} apart")
-
-
-def rotates_alike(theirs: Any, ours: rotary.RotaryEmbedding) -> str:
-    """Return the order of features in which theirs is ours; raise DiffersError if there is none."""
-    dim, rotated = ours.head_dim, ours.rotary_dim
-    mine = [ours(x, positions=POSITIONS) for x in random_pair(dim)]
-
-    # An error of an angle moves a pair by its length times it; the largest angle is pω, ω ≤ 1.
-    scale = np.max(np.abs(mine[0])) + np.max(np.abs(mine[1]))
-    bound = 2 * scale * ANGLE * (1 + POSITIONS)
-    logits = np.abs(mine[0] @ mine[1].T - theirs[0] @ theirs[1].T)
-    if np.any(logits > dim * scale * (bound[:, None] + bound)):
-        raise DiffersError(
-            f"logits: up to {np.max(logits[:3, :3]):.1e} apart at positions up to 17"
-        )
-
-    start = dim - rotated if ours.rotary_side == "trailing" else 0
-    pairs_to_halves = np.r_[0:rotated:2, 1:rotated:2]
-    for name, order in (("as read", np.arange(rotated)), ("pairs to halves", pairs_to_halves)):
-        whole = np.arange(dim)
-        whole[start : start + rotated] = start + order
-        apart = max(
-            np.max(np.abs(a[:, whole] - b) / bound[:, None])
-            for a, b in zip(mine, theirs, strict=True)
-        )
-        if apart <= 1:
-            return name
-    raise DiffersError("rotated features: in no known order")
-
-
 def applied(apply: Apply, x: Any, both: Any, ours: rotary.RotaryEmbedding) -> Any:
     """Return x as theirs rotates it; what the model cuts off first is cut off here."""
     rest = ours.head_dim - ours.rotary_dim if ours.rotary_side == "trailing" else 0
@@ -521,6 +508,9 @@ def row_of_file(module: ModuleType, folder: str, path: Path) -> Row:
     row = Row(path.stem, folder)
     if folder in FILES:
         row.status = FILES[folder]
+        return row
+    if folder in several_axes.FILES:
+        several_axes.FILES[folder](row, module)
         return row
     configs = importlib.import_module(module.__name__.replace("modeling_", "configuration_"))
     name = {"codegen": "CodeGenConfig", "gptj": "GPTJConfig", "roformer": "RoFormerConfig"}[folder]

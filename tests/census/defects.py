@@ -138,4 +138,99 @@ rope(x, torch.arange(10_000)[None])
 assert (rope(x, positions)[0] - before).abs().max() > 1.5
 """,
     ),
+    "D9": (
+        "HunYuan-VL cuts the sections from the doubled angles, so that the two members of a pair "
+        "turn by different axes: where these differ, as for every image, it is no rotation, and "
+        "lengths change. The model's own code repeats the list of sections instead of doubling "
+        "its numbers; so does ours.",
+        """
+import torch
+from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLTextConfig
+from transformers.models.hunyuan_vl.modeling_hunyuan_vl import (
+    HunYuanVLRotaryEmbedding, apply_rotary_pos_emb,
+)
+
+config = HunYuanVLTextConfig(rope_parameters={
+    "rope_type": "default", "rope_theta": 1e4, "mrope_section": [16, 16, 16, 16],
+})
+rope, q = HunYuanVLRotaryEmbedding(config), torch.ones(1, 1, 1, 128)
+
+def length(positions):  # in the text, width, height, number of the image
+    cos, sin = rope(q, torch.tensor(positions)[:, None, None])
+    return apply_rotary_pos_emb(q, q, cos, sin)[0].norm() / q.norm()
+
+assert abs(length([5, 5, 5, 5]) - 1) < 1e-6
+assert abs(length([5, 2, 9, 0]) - 1) > 1e-3
+""",
+    ),
+    "D10": (
+        "V-JEPA 2 tiles cos and sin for halves and rotates pairs of neighbours, so that the two "
+        "members of a pair turn by different angles: it is no rotation, and scores depend on more "
+        "than the difference of positions. The model was trained so "
+        "(facebookresearch/vjepa2#15); no rotary embedding is equal to it.",
+        """
+import torch
+from transformers.models.vjepa2.modeling_vjepa2 import rotate_queries_or_keys
+
+def turned(x, position):
+    return rotate_queries_or_keys(x[None, None, None], torch.tensor([position]))
+
+q, k = torch.arange(40.0).sin().reshape(2, 20)
+assert abs(turned(q, 7).norm() / q.norm() - 1) > 1e-3
+scores = [(turned(q, m) * turned(k, n)).sum() for m, n in ((3, 5), (13, 15))]
+assert abs(scores[0] - scores[1]) > 1e-3
+""",
+    ),
+    "D11": (
+        "EfficientLoFTR and MusicFlamingo name rope_types for which their configs lack a key: "
+        "`max_position_embeddings` in the one, `hidden_size` in the other, which is asked for even "
+        "where `head_dim` is there.",
+        """
+from transformers import EfficientLoFTRConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.musicflamingo.configuration_musicflamingo import MusicFlamingoConfig
+
+for made, missing in (
+    (EfficientLoFTRConfig(), "max_position_embeddings"), (MusicFlamingoConfig(), "hidden_size"),
+):
+    made.rope_parameters = {
+        **made.rope_parameters, "rope_type": "yarn", "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    try:
+        ROPE_INIT_FUNCTIONS["yarn"](made)
+    except AttributeError as error:
+        assert missing in str(error)
+    else:
+        raise AssertionError("no longer raises")
+""",
+    ),
+    "D12": (
+        "Defaults that do not fit together: sections of 32 for 64 pairs (GLM-4V, GLM-Image) or 11 "
+        "(GLM-4V MoE), heads of 73 features (Qwen3-Omni), no sections (HunYuan-VL), no rope "
+        "parameters (Cohere Compass). The rotary class of a default config raises, or what it "
+        "gives cannot be applied; the census sets what is missing.",
+        """
+import importlib
+import torch
+
+for folder, name in (
+    ("glm4v", "Glm4vText"), ("glm_image", "GlmImageText"), ("glm4v_moe", "Glm4vMoeText"),
+    ("qwen3_omni_moe", "Qwen3OmniMoeThinkerText"), ("hunyuan_vl", "HunYuanVL"),
+    ("cohere_compass", "CohereCompass"),
+):
+    model = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    configs = importlib.import_module(f"transformers.models.{folder}.configuration_{folder}")
+    config = getattr(configs, f"{name.replace('Thinker', '').removesuffix('Text')}TextConfig")()
+    q = torch.zeros(1, 1, 5, config.hidden_size // config.num_attention_heads)
+    try:
+        rope = getattr(model, f"{name}RotaryEmbedding")(config)
+        cos, sin = rope(q, torch.arange(5)[None, None])
+        model.apply_rotary_pos_emb(q, q, cos, sin)
+    except (KeyError, RuntimeError, TypeError):
+        pass
+    else:
+        raise AssertionError(f"{name} no longer raises")
+""",
+    ),
 }

@@ -22,16 +22,28 @@ TARGET = Path(__file__).parents[2] / "rotary" / "config" / "families.json"
 
 # A config class with one of these fields, or named here, describes a rotation.
 MARKS = {"rope_parameters", "rope_theta", "rotary_embedding_base", "qk_rope_head_dim", "rotary_dim"}
-UNMARKED = {"roformer", "clvp_encoder"}
+UNMARKED = {"roformer", "clvp_encoder", "esmfold2_atom_encoder"}
+# Classes without a model_type of their own.
+NAMELESS = {"EsmFold2AtomEncoderConfig": "esmfold2_atom_encoder"}
+# Where a key stands for which the class has another name, beside its attribute_map.
+_MEMORY = {"num_hidden_layers": "memory_attention_num_layers"}
+SPELLED = {
+    "edgetam_video": _MEMORY,
+    "efficientloftr": {"num_hidden_layers": "num_attention_layers"},
+    "musicflamingo": {"head_dim": "audio_config.hidden_size"},
+    "sam2_video": _MEMORY,
+    "sam3_tracker_video": _MEMORY,
+}
 # Default arguments of a __post_init__, which no field shows.
-BUILT = {
-    name: {"global_head_dim": 512}
-    for name in (
-        "diffusion_gemma_text",
-        "embedding_gemma2_text",
-        "gemma4_text",
-        "gemma4_unified_text",
-    )
+_GLOBAL_HEADS = (
+    "diffusion_gemma_text",
+    "embedding_gemma2_text",
+    "gemma4_text",
+    "gemma4_unified_text",
+)
+BUILT: dict[str, dict[str, Any]] = {
+    **{name: {"global_head_dim": 512} for name in _GLOBAL_HEADS},
+    "musicflamingo": {"audio_config.hidden_size": 1280},
 }
 # These carry the keys and rotate nothing.
 STILL = {"glm5_next_text", "jamba", "kimi_linear", "nemotron_h"}
@@ -57,6 +69,14 @@ PLAIN = (
     "use_rotary_embedding",
     "alibi",
     "global_head_dim",
+    "embed_dim",
+    "memory_attention_hidden_size",
+    "memory_attention_downsample_rate",
+    "memory_attention_num_attention_heads",
+    "num_spatial_rope_pairs_per_axis",
+    "spatial_rope_base_frequency",
+    "num_uid_rope_pairs",
+    "uid_rope_base_frequency",
 )
 RENAMED = {"hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim"} | {
     "max_position_embeddings"
@@ -72,9 +92,14 @@ def config_classes() -> Iterator[type[PreTrainedConfig]]:
                 isinstance(value, type)
                 and issubclass(value, PreTrainedConfig)
                 and value.__module__ == module.__name__
-                and value.model_type
+                and model_type_of(value)
             ):
                 yield value
+
+
+def model_type_of(cls: type[PreTrainedConfig]) -> str:
+    """Return the name under which the file lists a class, "" for none."""
+    return cls.model_type or NAMELESS.get(cls.__name__, "")
 
 
 def field_defaults(cls: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -96,10 +121,12 @@ def period(types: list[str] | None) -> list[str] | None:
 
 def row(cls: type[PreTrainedConfig]) -> dict[str, Any] | None:
     """Return one family's defaults by the names that rotary reads, or None if none rotates."""
-    written = field_defaults(cls) | BUILT.get(cls.model_type, {})
-    if cls.model_type in STILL or not (MARKS & written.keys() or cls.model_type in UNMARKED):
+    model_type = model_type_of(cls)
+    written = field_defaults(cls) | BUILT.get(model_type, {})
+    if model_type in STILL or not (MARKS & written.keys() or model_type in UNMARKED):
         return None
     renamed = {k: v for k, v in cls.attribute_map.items() if k in RENAMED}
+    renamed |= SPELLED.get(model_type, {})
     out = {
         name: written.get(renamed.get(name, name))
         for name in PLAIN
@@ -107,7 +134,8 @@ def row(cls: type[PreTrainedConfig]) -> dict[str, Any] | None:
     }
     config = cls()
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default" or any(map(_is_nested, rope.values())):
+    plain = rope.get("rope_type") in (None, "default", "axial")
+    if not plain or any(map(_is_nested, rope.values())):
         out["rope"] = dict(sorted(rope.items()))  # some are made from a set
     else:
         for name, usual in (("rope_theta", 10_000.0), ("partial_rotary_factor", 1.0)):
@@ -134,7 +162,7 @@ def text() -> str:
         for cls in config_classes():
             found = row(cls)
             if found is not None:
-                rows[cls.model_type] = found
+                rows[model_type_of(cls)] = found
     lines = (f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
