@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rotary import scaling
-from rotary.conformance import oracle
+from rotary import axes, scaling
+from rotary.conformance import functions, oracle
 from rotary.xpos import XPos
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -44,7 +44,8 @@ class Case:
     arguments : mapping
         Keywords of the call, as the library takes them.
     positions : callable
-        The same positions as numbers: frequencies → (seq,) or (batch, seq).
+        The same positions as numbers: frequencies → (seq,) or (batch, seq); with several axes
+        (axes, seq) or (axes, batch, seq).
     traced : mapping
         An argument that is an array of the library, traced wherever the way compiles.
     values : {"normal", "special", "subnormal", "cancelling", "none"}
@@ -87,6 +88,7 @@ class Case:
             self._role,
             e.get("scaling"),
             self.arguments.get("seq_len", 0),
+            e.get("axes"),
         )
 
     @property
@@ -104,7 +106,7 @@ class Case:
 
     @property
     def where(self) -> npt.NDArray[np.float64]:
-        """The positions, float64 of shape (seq,) or (batch, seq)."""
+        """The positions, float64."""
         return np.asarray(self.positions(self.angles), np.float64)
 
     @property
@@ -448,6 +450,98 @@ def _scalings() -> Iterable[Case]:
         )
 
 
+def _axes() -> Iterable[Case]:
+    def case(name: str, comment: str, described: Any, **rest: Any) -> Case:
+        embedding = {**_PLAIN, "axes": described, **rest.pop("embedding", {})}
+        # Which pair turns by what is the same for all dtypes: one case runs in every way.
+        usual = {"ways": EAGER_AND_COMPILED, "dtypes": ("float32",)}
+        return Case(f"axes/{name}", "rotation", comment, embedding, **{**usual, **rest})
+
+    def at(where: npt.NDArray[np.float64]) -> dict[str, Any]:
+        return {"arguments": {"positions": where.tolist()}, "positions": lambda angles: where}
+
+    # Never square: a mix-up of height and width has to show.
+    image, video = axes.grid(4, 12), np.add(axes.grid(4, 6, frames=2), [[5.0], [2.0], [3.0]])
+    sections, interleaved = axes.Sections((8, 12, 12)), {"layout": "interleaved"}
+    full = {"ways": None, "dtypes": DTYPES}
+    yield case("sections", "height for width", sections, **full, **at(video))
+    yield case("sections-text", "text turned by sections", sections)
+    yield case(
+        "sections-offset-per-row",
+        "rows taken for axes",
+        sections,
+        arguments={"offset": [5, 1000]},
+        positions=lambda angles: np.stack([[*range(5, 69)], [*range(1000, 1064)]])[None],
+    )
+    cycled = axes.Sections((12, 10, 10), "cycled")
+    yield case("sections-cycled", "sections in blocks", cycled, **at(video))
+    ernie = axes.Sections((10, 11, 11), "first_axis_last")
+    yield case("first-axis-last", "time before space", ernie, embedding=interleaved, **at(video))
+    yield case("axial", "height for width", axes.Axial((16, 16)), **at(image))
+    yield case(
+        "axial-width-first",
+        "the order of the axes",
+        axes.Axial((16, 16), axis_order=(1, 0)),
+        embedding=interleaved,
+        **at(axes.grid(4, 12, start=1, after=1)),
+    )
+    yield case("axial-cycled", "axes in blocks", axes.Axial((16, 16), "cycled"), **at(image))
+    dealt = axes.Axial((16, 16), frequencies="dealt")
+    yield case("axial-dealt", "a series for each axis", dealt, **at(image))
+    split = axes.Axial((16, 16), split_features=True)
+    yield case("axial-split", "one block of features", split, **full, **at(image))
+    turns = axes.Axial((16, 16), in_turns=True)
+    yield case(
+        "axial-in-turns",
+        "2π rounded; coordinates in float32",
+        turns,
+        embedding={"base": 100.0},
+        **at(axes.grid(4, 12, centered=True, before=5)),
+    )
+    yield case(
+        "axial-video",
+        "blocks of one size",
+        axes.Axial((4, 14, 14), split_features=True),
+        embedding={"head_dim": 80, "rotary_dim": 64},
+        **at(video),
+    )
+    rng = np.random.default_rng(17)
+    per_row = rng.integers(0, 10**6, (3, 2, 40)).astype(np.int32)
+    yield case(
+        "traced",
+        "axes taken for rows",
+        sections,
+        traced={"positions": per_row},
+        positions=lambda angles: per_row,
+        ways=None,
+    )
+    fractional = rng.uniform(-1.0, 1.0, (2, 40)).astype(np.float32)
+    yield case(
+        "traced-fractional",
+        "fused constants",
+        turns,
+        traced={"positions": fractional},
+        positions=lambda angles: fractional,
+    )
+    for name, described in (("sections", sections), ("axial", axes.Axial((8, 12, 12)))):
+        yield Case(
+            f"axes/tables-{name}",
+            "tables",
+            "float32 angles; a wrong denominator",
+            {"head_dim": 64, "axes": described},
+            positions=lambda angles: _by_axis(3),
+            values="none",
+            ways=EAGER,
+            dtypes=("float32", "float64"),
+        )
+
+
+def _by_axis(count: int) -> npt.NDArray[np.float64]:
+    """Mixed positions for so many axes, which differ."""
+    mixed = _mixed(oracle.Angles(2))
+    return np.stack([np.roll(mixed, 7 * axis) for axis in range(count)])
+
+
 def _gradients() -> Iterable[Case]:
     for layout in ("half", "interleaved"):
         yield Case(
@@ -460,15 +554,27 @@ def _gradients() -> Iterable[Case]:
         )
 
 
-def every() -> tuple[Case, ...]:
+AnyCase = Case | functions.FunctionCase
+
+
+def every() -> tuple[AnyCase, ...]:
     """Return all cases."""
-    return (*_tables(), *_rotations(), *_traced(), *_xpos(), *_scalings(), *_gradients())
+    return (
+        *_tables(),
+        *_rotations(),
+        *_traced(),
+        *_xpos(),
+        *_scalings(),
+        *_axes(),
+        *_gradients(),
+        *functions.every(),
+    )
 
 
-def select(patterns: Iterable[str]) -> tuple[Case, ...]:
+def select(patterns: Iterable[str]) -> tuple[AnyCase, ...]:
     """Return the cases whose id is one of the patterns or matches it (``*``, ``rotation/*``)."""
     cases = every()
-    chosen: list[Case] = []
+    chosen: list[AnyCase] = []
     for pattern in patterns:
         matching = [case for case in cases if fnmatchcase(case.id, pattern)]
         if not matching:

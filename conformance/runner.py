@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy.typing as npt
 import rotary
 from rotary.conformance import cases as all_cases
 from rotary.conformance import compare, libraries, oracle, subject
-from rotary.conformance.cases import Case
+from rotary.conformance.cases import AnyCase, Case
+from rotary.conformance.functions import Expected, FunctionCase
 from rotary.conformance.libraries import Library, Way
 
 ELEMENTS = 10**5
@@ -70,14 +71,14 @@ class Task:
     """A cell that is to be run."""
 
     library: Library
-    case: Case
+    case: AnyCase
     dtype: str
     way: Way
 
 
 def plan(
     chosen_libraries: Iterable[Library],
-    cases: Iterable[Case],
+    cases: Iterable[AnyCase],
     dtypes: Iterable[str],
     ways: Iterable[str] | None = None,
 ) -> Iterator[Task | Cell]:
@@ -90,7 +91,7 @@ def plan(
                 for way in _ways(library, case):
                     if wanted is not None and way.name not in wanted:
                         continue
-                    reason = _reason_not_to_run(library, dtype, way)
+                    reason = _reason_not_to_run(library, case, dtype, way)
                     if reason is None:
                         yield Task(library, case, dtype, way)
                     else:
@@ -105,7 +106,7 @@ def plan(
                         )
 
 
-def _ways(library: Library, case: Case) -> tuple[Way, ...]:
+def _ways(library: Library, case: AnyCase) -> tuple[Way, ...]:
     if case.kind == "table gradient":
         gradient, reason = library.table_gradient, None
         if gradient is None:
@@ -120,10 +121,13 @@ def _no_gradient(*_: Any) -> Any:
     raise NotImplementedError
 
 
-def _reason_not_to_run(library: Library, dtype: str, way: Way) -> str | None:
+def _reason_not_to_run(library: Library, case: AnyCase, dtype: str, way: Way) -> str | None:
     if dtype not in library.dtypes:
         return f"{library.name} has no {dtype}"
-    return way.unavailable or way.refused.get(dtype)
+    reason = way.unavailable or way.refused.get(dtype)
+    if reason is None and isinstance(case, FunctionCase):
+        reason = case.reason_not_to_run(library.name, way.name, dtype)
+    return reason
 
 
 def run_task(task: Task, elements: int, make: subject.Make) -> Cell:
@@ -160,11 +164,13 @@ def _cell(task: Task, level: str, verdict: str, **rest: Any) -> Cell:
 
 def _compare(task: Task, elements: int, make: subject.Make) -> tuple[str, compare.Difference, str]:
     case, library = task.case, task.library
+    if isinstance(case, FunctionCase):
+        return _compare_function(task, case, elements)
     if case.kind == "tables":
-        return _compare_tables(task, make)
+        return _compare_tables(task, case, make)
     x, direction = subject.inputs(case, task.dtype, elements)
     if case.kind == "table gradient":
-        return _compare_table_gradient(task, x, direction)
+        return _compare_table_gradient(task, case, x, direction)
     f = subject.function(case, make, task.dtype)
     arrays = (library.from_host(array) for array in (x, direction, *case.traced.values()))
     got = library.to_host(task.way.run(f, *arrays))
@@ -174,8 +180,42 @@ def _compare(task: Task, elements: int, make: subject.Make) -> tuple[str, compar
     return "bitwise", difference, _at_worst(difference, got, want)
 
 
-def _compare_tables(task: Task, make: subject.Make) -> tuple[str, compare.Difference, str]:
-    case, library = task.case, task.library
+def _compare_function(
+    task: Task, case: FunctionCase, elements: int
+) -> tuple[str, compare.Difference, str]:
+    library, rng = task.library, case.random()
+    given = case.inputs(rng, subject.numpy_dtype(task.dtype), elements)
+    want = case.expected(*given)
+    direction = rng.standard_normal(want[0].value.shape).astype(want[0].value.dtype)
+    if task.way.quantity == "adjoint":
+        assert case.gradient is not None
+        want = (case.gradient(direction, *given),)
+    x, direction_, *more = (library.from_host(array) for array in (given[0], direction, *given[1:]))
+    result = task.way.run(case.call, x, direction_, *more)
+    outputs = [library.to_host(y) for y in (result if isinstance(result, tuple) else (result,))]
+    if len(outputs) != len(want):
+        raise ValueError(f"got {len(outputs)} outputs, expected {len(want)}")
+    found = [_held(y, expected) for y, expected in zip(outputs, want, strict=True)]
+    level = "bound" if any(expected.allowed is not None for expected in want) else "bitwise"
+    worst = max(range(len(found)), key=lambda i: (found[i].differing > 0, found[i].worst))
+    together = replace(
+        found[worst],
+        elements=sum(difference.elements for difference in found),
+        differing=sum(difference.differing for difference in found),
+    )
+    return level, together, _at_worst(found[worst], outputs[worst], want[worst].value)
+
+
+def _held(got: npt.NDArray[Any], expected: Expected) -> compare.Difference:
+    if expected.allowed is None:
+        return compare.bits(got, expected.value)
+    return compare.bound(got, expected.value, expected.allowed)
+
+
+def _compare_tables(
+    task: Task, case: Case, make: subject.Make
+) -> tuple[str, compare.Difference, str]:
+    library = task.library
     like = library.from_host(np.zeros(1, task.dtype))
     given = (library.from_host(array) for array in case.traced.values())
     pair = task.way.run(subject.function(case, make, task.dtype), like, like, *given)
@@ -196,9 +236,9 @@ def _compare_tables(task: Task, make: subject.Make) -> tuple[str, compare.Differ
 
 
 def _compare_table_gradient(
-    task: Task, x: npt.NDArray[Any], direction: npt.NDArray[Any]
+    task: Task, case: Case, x: npt.NDArray[Any], direction: npt.NDArray[Any]
 ) -> tuple[str, compare.Difference, str]:
-    case, library = task.case, task.library
+    library = task.library
     tables = reference_tables(case.angles, _key(case.where), task.dtype)
     arrays = (library.from_host(a) for a in (x, *tables, direction))
     gradients = task.way.run(subject.table_function(case), *arrays)

@@ -74,7 +74,7 @@ def tables(shape: tuple[int, ...] = (5, 4), dtype: Any = np.float32) -> Any:
         ({"inv_freq": [1, 2, 3, 4], "base": 8}, ValueError, "base", "got 8.0 beside inv_freq"),
         ({"inv_freq": [1, 2, 3, 4], "frequency_dim": 6}, ValueError, "frequency_dim", "got 6"),
         ({"scaling": {"factor": 2}}, TypeError, "scaling", "expected None or a rule"),
-        ({"axes": 2}, ValueError, "axes", "got 2, expected None"),
+        ({"axes": 2}, TypeError, "axes", "got 2, expected rotary.axes.Sections(...) or Axial"),
         ({"xpos": 512}, TypeError, "xpos", "got 512, expected None or rotary.XPos"),
     ],
 )

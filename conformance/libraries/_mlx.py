@@ -42,7 +42,8 @@ def library() -> Library:
 
 def _from_host(host: npt.NDArray[Any]) -> mx.array:
     # Unless it is told the dtype, MLX makes float32 of float64.
-    return mx.array(host, getattr(mx, host.dtype.name))
+    kind = "bool_" if host.dtype == bool else host.dtype.name
+    return mx.array(host, getattr(mx, kind))
 
 
 def _to_host(x: mx.array) -> npt.NDArray[Any]:
