@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 import rotary
-from rotary import tables
+from rotary import exact, tables
 from rotary.backends import library, owner_of
 
 SHAPE = (2, 3, 5, 16)  # batch, heads, seq, dim
@@ -46,7 +46,7 @@ def same(got: Any, want: Any) -> bool:
     """Whether an array of CuPy's has the shape, the dtype and the bits of a NumPy array."""
     assert type(got) is cupy.ndarray
     values = cupy.asnumpy(got)
-    return values.dtype == want.dtype and np.array_equal(values, want)
+    return values.dtype == want.dtype and np.array_equal(values, want, equal_nan=True)
 
 
 def refused(call: Callable[[], Any], error: type[Exception]) -> str:
@@ -100,6 +100,15 @@ def results_are_written_in_place() -> None:
     shared = cupy.broadcast_to(cupy.zeros((2, 1, 5, 16), np.float32), SHAPE)
     message = refused(lambda: ROPE(q, out=shared), ValueError)
     assert message.startswith("out: the array is broadcast, its elements share memory")
+
+
+def exact_arithmetic_has_the_bits_of_numpy() -> None:
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 9, 300), (300, 7)))
+    a[0, 0, 0], a[0, 1, 0] = np.inf, 1e-40
+    for function in (exact.exp, exact.reciprocal, exact.rsqrt, exact.sum):
+        assert same(function(cupy.array(a)), function(a)), function
+    assert same(exact.matmul(cupy.array(a), cupy.array(b)), exact.matmul(a, b))
 
 
 def other_libraries_are_refused() -> None:
@@ -198,6 +207,7 @@ CHECKS = {
         tables_have_the_bits_of_numpy,
         positions_may_be_arrays_of_cupy,
         results_are_written_in_place,
+        exact_arithmetic_has_the_bits_of_numpy,
         other_libraries_are_refused,
         dtypes_that_do_not_rotate_are_refused,
         what_is_kept_serves_every_stream,

@@ -1,6 +1,6 @@
-"""Sums and products of float64 together with their rounding errors, for any array library.
+"""Sums and products of floats together with their rounding errors, for any array library.
 
-Dekker 1971, Knuth 1969.  Only + − × on IEEE float64 are used, each product through `product`, which
+Dekker 1971, Knuth 1969.  Only + − × on IEEE numbers are used, each product through `product`, which
 keeps a compiler from contracting it with the sum that follows.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-_SPLITTER = 2.0**27 + 1
+SPLITTER_FLOAT64 = 2.0**27 + 1
+SPLITTER_FLOAT32 = 2.0**12 + 1
 
 
 class ErrorFree(NamedTuple):
     """The functions of this module, bound to one library."""
 
     split: Callable[[Any], Any]
-    """x → 26 + 27 bits, exactly."""
+    """x → 26 + 27 bits, exactly; a float32 → 12 + 12."""
     two_sum: Callable[[Any, Any], Any]
     """a, b → a + b and its rounding error, exactly."""
     two_product: Callable[[Any, Any, Any, Any], Any]
@@ -32,12 +33,13 @@ def bind(
     *,
     product: Callable[[Any, Any], Any],
     compiled: Callable[[Any], Any] = lambda function: function,
+    splitter: float = SPLITTER_FLOAT64,
 ) -> ErrorFree:
     """Give them to a library; see :func:`rotary.exact.circle.bind`."""
 
     @compiled
     def split(x: Any) -> Any:
-        c = product(x, _SPLITTER)
+        c = product(x, splitter)
         high = c - (c - x)
         return high, x - high
 

@@ -77,6 +77,9 @@ class ndarray:  # noqa: N801
     def copy(self):
         return array(self)
 
+    def view(self, dtype):
+        return ndarray(self._host.view(dtype), self._device_id, self._event)
+
     def __getitem__(self, key):
         return ndarray(self._host[key], self._device_id, self._event)
 
@@ -124,9 +127,12 @@ def _reversed(function):
     return lambda x, y: function(y, x)
 
 
-for _name in ("add", "sub", "mul", "truediv"):
+for _name in ("add", "sub", "mul", "truediv", "matmul", "and", "or", "lshift", "rshift"):
+    _function = getattr(operator, f"__{_name}__")
+    setattr(ndarray, f"__{_name}__", _method(_function))
+    setattr(ndarray, f"__r{_name}__", _method(_reversed(_function)))
+for _name in ("neg", "invert", "lt", "le", "gt", "ge", "eq", "ne"):
     setattr(ndarray, f"__{_name}__", _method(getattr(operator, _name)))
-    setattr(ndarray, f"__r{_name}__", _method(_reversed(getattr(operator, _name))))
 
 
 def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
@@ -159,7 +165,8 @@ def is_available():
 
 def _lifted(function):
     def lifted(*operands, **options):
-        assert all(isinstance(o, numbers.Number | str | tuple | type) for o in options.values())
+        kinds = numbers.Number | str | tuple | type | None
+        assert all(isinstance(o, kinds) for o in options.values())
         return _run(function, *operands, **options)
 
     return lifted
@@ -173,5 +180,16 @@ def __getattr__(name):
 
 
 # What `from cupy import *` has to see.
-for _name in ("broadcast_to", "concatenate", "expand_dims", "ones", "reshape", "stack", "zeros"):
+for _name in (
+    "broadcast_to",
+    "concatenate",
+    "expand_dims",
+    "maximum",
+    "minimum",
+    "ones",
+    "reshape",
+    "squeeze",
+    "stack",
+    "zeros",
+):
     globals()[_name] = _lifted(getattr(_np, _name))

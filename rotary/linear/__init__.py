@@ -1,0 +1,7 @@
+"""Linear attention, written once: parallel, in chunks, token by token, and in segments."""
+
+from rotary.linear.attention import LinearAttention
+from rotary.linear.decays import RetNet
+from rotary.linear.state import State, combine
+
+__all__ = ["LinearAttention", "RetNet", "State", "combine"]
