@@ -73,7 +73,7 @@ class FunctionCase:
 def every() -> tuple[FunctionCase, ...]:
     """Return all cases."""
     # Late: they are made from the class above.
-    from rotary.conformance import attention_cases, encodings
+    from rotary.conformance import attention_cases, encodings, linear_cases
 
     return (
         *encodings.learned_frequencies(),
@@ -84,4 +84,5 @@ def every() -> tuple[FunctionCase, ...]:
         *attention_cases.softmax(),
         *attention_cases.shaw(),
         *attention_cases.biases(),
+        *linear_cases.every(),
     )

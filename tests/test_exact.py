@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
@@ -454,7 +455,10 @@ def test_transposed_rows_are_columns():
 
 @pytest.mark.parametrize("length", [1, 42, 64, 65, 256])
 def test_slices_are_as_short_as_the_products_need(length):
-    """4·K·(2^(w−1))² ≤ 2^24: every partial sum of a product of slices is a float32."""
+    """4·K·(2^(w−1))² ≤ 2^24: every partial sum of a product of slices is a float32.
+
+    The slices themselves are bfloat16 numbers, so that units for TF32 or bfloat16 change no bit.
+    """
     p = Products(numpy_backend)
     width = products.bits_of_slice(length)
     assert 4 * length * 2 ** (2 * width - 2) <= 2**24
@@ -469,6 +473,7 @@ def test_slices_are_as_short_as_the_products_need(length):
             units = part / 2.0 ** (3 - width - width * n)
             assert_array_equal(units, np.rint(units))
             assert np.abs(units).max() <= 2 ** (width - 1)
+            assert_array_equal(part.astype(ml_dtypes.bfloat16).astype(F32), part)
 
 
 # Gradients

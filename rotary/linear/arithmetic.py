@@ -164,9 +164,11 @@ class Exact(Products):
 
 
 def running_sum(xp: Any, x: Any, axis: int) -> Any:
-    """Return the library's inclusive sums: NumPy has the standard's name from 2.1 on."""
-    of_standard = getattr(xp, "cumulative_sum", None)
-    return xp.cumsum(x, axis=axis) if of_standard is None else of_standard(x, axis=axis)
+    """Return the library's inclusive sums."""
+    # By the old name where there is one: NumPy has the standard's from 2.1 on, and torch's, which
+    # array-api-compat wraps, is not followed by torch.compile.
+    cumsum = getattr(xp, "cumsum", None)
+    return xp.cumulative_sum(x, axis=axis) if cumsum is None else cumsum(x, axis)
 
 
 def arithmetic(name: str, backend: Backend) -> Arithmetic:
