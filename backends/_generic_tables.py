@@ -54,7 +54,8 @@ def differentiable(positions: Any, inv_freq: Any, axes: int | None, dtype: str) 
     """Return cos and sin, shape (2, …, pairs), from the host, with the right derivative.
 
     The standard knows no gradients, but some of its libraries do.  To the tables from the host is
-    added (−sin, cos)·(angle − angle), a zero whose second term is cut off from the graph.
+    added what they change by as ω moves by ω − ω, a zero whose second term is cut off from the
+    graph.
     """
     from rotary.angles import check, on_host, tangent
     from rotary.positions import read
@@ -69,7 +70,9 @@ def differentiable(positions: Any, inv_freq: Any, axes: int | None, dtype: str) 
     cut_off = asarray(np.asarray(_generic.to_host(inv_freq)))
     both, near = asarray(host), asarray(where.astype(dtype))
     zero = xp.astype(inv_freq - cut_off, getattr(xp, dtype))
-    return both + tangent(both, near, zero, axes, xp)
+    # Taylor's series, of which derivatives up to the second one are right.
+    first = tangent(both, near, zero, axes, xp)
+    return both + first + tangent(first, near, zero, axes, xp) * 0.5
 
 
 def _operations(like: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import array_api_compat.torch as xp
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.autograd import forward_ad
 
 from rotary.backends._generic import finite_product, product, stacked
 from rotary.backends._protocol import Operation, Wanted
@@ -179,7 +180,11 @@ def _operation_gradient(
 ) -> list[torch.Tensor]:
     given = tuple(inputs), tuple(outputs), tuple(cotangents)
     gradients = _find(name).backward(static, *given)
-    kept = tuple(g for g, x in zip(gradients, inputs, strict=True) if x.is_floating_point())
+    kept = tuple(
+        torch.zeros_like(x) if g is None else g
+        for g, x in zip(gradients, inputs, strict=True)
+        if x.is_floating_point()
+    )
     return _owned(kept, [*inputs, *outputs, *cotangents])
 
 
@@ -266,13 +271,23 @@ def learned_tables(
     positions: Any, inv_freq: torch.Tensor, axes: int | None, dtype: str
 ) -> torch.Tensor:
     """Return tables as one operator with a gradient, eager and compiled."""
-    from rotary.angles import check
+    from rotary.angles import check, tangent
 
     given = _as_tensor(positions)
     check(given, inv_freq, axes)
     where = given.to("cpu", torch.float64)
-    both: torch.Tensor = _learned_tables(where, inv_freq, axes, dtype)
-    return both
+    if torch.compiler.is_compiling():
+        compiled: torch.Tensor = _learned_tables(where, inv_freq, axes, dtype)
+        return compiled
+    # An operator has no rule for forward mode, and would give no derivative.
+    primal, along = forward_ad.unpack_dual(inv_freq)
+    both: torch.Tensor = _learned_tables(where, primal, axes, dtype)
+    if along is None:
+        return both
+    near = where.to(both.device, both.dtype)
+    change = tangent(both, near, along.to(both.dtype), axes, xp)
+    dual: torch.Tensor = forward_ad.make_dual(both, change)
+    return dual
 
 
 def _positions(rows: Any) -> tuple[str, torch.Tensor]:
@@ -286,18 +301,20 @@ def _positions(rows: Any) -> tuple[str, torch.Tensor]:
     name, offset = f"{rows.offset_name} + seq - 1", rows.offset
     if offset is None or type(offset) is int:
         return name, torch.arange(rows.seq, dtype=torch.int64, device="cpu") + (offset or 0)
-    steps = torch.arange(rows.seq, dtype=torch.float64, device="cpu")
-    if type(offset) is float:
-        return name, steps + offset
     given = _as_tensor(offset)
     positions.check_deferred(rows, dtype_name(given), tuple(given.shape))
-    return name, positions.counted_from(given.to("cpu", torch.float64), steps, rows.axes)
+    # Whole numbers stay whole until their range is checked.
+    kind = torch.float64 if given.is_floating_point() else torch.int64
+    steps = torch.arange(rows.seq, dtype=kind, device="cpu")
+    return name, positions.counted_from(given.to("cpu", kind), steps, rows.axes)
 
 
 def _as_tensor(numbers: Any) -> torch.Tensor:
+    if isinstance(numbers, float):
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     if isinstance(numbers, list | tuple):
         # By default torch would make float32 of Python floats.
-        kind = torch.float64 if _fractional(numbers) else torch.int64
+        kind = torch.float64 if _fractional(numbers) else None
         return torch.tensor(numbers, dtype=kind, device="cpu")
     return numbers if isinstance(numbers, torch.Tensor) else torch.as_tensor(numbers, device="cpu")
 
@@ -305,7 +322,7 @@ def _as_tensor(numbers: Any) -> torch.Tensor:
 def _fractional(numbers: Any) -> bool:
     if isinstance(numbers, list | tuple):
         return any(_fractional(n) for n in numbers)
-    return isinstance(numbers, float)
+    return not isinstance(numbers, int)  # bools stay what they are, to be refused
 
 
 @torch.library.custom_op("rotary::tables", mutates_args=())
@@ -330,7 +347,8 @@ def _tables(
 
     like = torch.empty(0, device=device)
     backend = owner_of(like)
-    where = as_span(read(positions, backend, name))
+    # As NumPy's: torch may run this while it compiles, when its own tensors have no values.
+    where = as_span(read(positions.cpu().numpy(), backend, name))
     pair = tables.look_up(named(token, length), where, dtype, power, like, backend, role=role)
     return torch.stack(pair)  # a copy: compiled programs reuse the memory of what they get
 
@@ -363,7 +381,7 @@ def _learned_tables(
     from rotary.backends import owner_of
     from rotary.positions import read
 
-    where = read(positions, owner_of(positions), "positions")
+    where = read(positions.cpu().numpy(), owner_of(positions), "positions")
     return torch.from_numpy(on_host(where, inv_freq.cpu().numpy(), axes, dtype)).to(inv_freq.device)
 
 

@@ -25,7 +25,7 @@ class Expected(NamedTuple):
     allowed: Array | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FunctionCase:
     """One function.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -177,7 +178,7 @@ def _numpy_gradient(call: Callable[..., Any]) -> Callable[..., Expected]:
 
 
 def _states() -> Iterable[FunctionCase]:
-    """The hand-over of states, and what must not depend on the company that a token keeps."""
+    """Hand states over; and what must not depend on the company that a token keeps."""
     variant = VARIANTS["rope"][0]
     attn = attention(variant, "exact", chunk_size=16)
 
@@ -237,10 +238,7 @@ def _states() -> Iterable[FunctionCase]:
         return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
 
     def one_by_one(*arrays: Array) -> tuple[Expected, ...]:
-        parts = [
-            attn(*(x[:, :, a:b] for x in arrays), causal=True)
-            for a, b in zip(ends, ends[1:], strict=False)
-        ]
+        parts = [attn(*(x[:, :, a:b] for x in arrays), causal=True) for a, b in pairwise(ends)]
         return (Expected(np.concatenate(parts, axis=2)),)
 
     yield FunctionCase(

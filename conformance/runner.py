@@ -183,13 +183,8 @@ def _compare(task: Task, elements: int, make: subject.Make) -> tuple[str, compar
 def _compare_function(
     task: Task, case: FunctionCase, elements: int
 ) -> tuple[str, compare.Difference, str]:
-    library, rng = task.library, case.random()
-    given = case.inputs(rng, subject.numpy_dtype(task.dtype), elements)
-    want = case.expected(*given)
-    direction = rng.standard_normal(want[0].value.shape).astype(want[0].value.dtype)
-    if task.way.quantity == "adjoint":
-        assert case.gradient is not None
-        want = (case.gradient(direction, *given),)
+    library, adjoint = task.library, task.way.quantity == "adjoint"
+    given, direction, want = _prepared(case, task.dtype, elements, adjoint)
     x, direction_, *more = (library.from_host(array) for array in (given[0], direction, *given[1:]))
     result = task.way.run(case.call, x, direction_, *more)
     outputs = [library.to_host(y) for y in (result if isinstance(result, tuple) else (result,))]
@@ -204,6 +199,22 @@ def _compare_function(
         differing=sum(difference.differing for difference in found),
     )
     return level, together, _at_worst(found[worst], outputs[worst], want[worst].value)
+
+
+@lru_cache(maxsize=128)
+def _prepared(
+    case: FunctionCase, dtype: str, elements: int, adjoint: bool
+) -> tuple[tuple[Any, ...], Any, tuple[Expected, ...]]:
+    """Return inputs, a direction for the gradient, and what has to come out: slow to make."""
+    rng = case.random()
+    given = case.inputs(rng, subject.numpy_dtype(dtype), elements)
+    if not adjoint:
+        want = case.expected(*given)
+        return given, np.zeros_like(want[0].value), want
+    assert case.gradient is not None
+    shape, kind = _prepared(case, dtype, elements, False)[1:][0].shape, given[0].dtype
+    direction = rng.standard_normal(shape).astype(kind)
+    return given, direction, (case.gradient(direction, *given),)
 
 
 def _held(got: npt.NDArray[Any], expected: Expected) -> compare.Difference:

@@ -1,6 +1,6 @@
 """Positional encodings and linear attention, written once: the same bits on every array library."""
 
-from rotary import absolute, axes, linear, relative, scaling
+from rotary import absolute, axes, exact, linear, relative, scaling
 from rotary.angles import cos_sin
 from rotary.config import from_config, layers_from_config
 from rotary.embedding import RotaryEmbedding
@@ -20,6 +20,7 @@ __all__ = [
     "axes",
     "convert_layout",
     "cos_sin",
+    "exact",
     "from_config",
     "layers_from_config",
     "linear",

@@ -64,7 +64,7 @@ def cos_sin(
     >>> cos, sin = rotary.cos_sin(rotary.axes.grid(2, 3), mixed, axes=2)
     >>> cos.shape  # (seq, pairs)
     (6, 2)
-    >>> bool(cos[4, 1] == np.cos(np.float32(1 * 0.5 + 1 * 2.0)))  # row 1, column 1
+    >>> bool(np.isclose(cos[4, 1], np.cos(1 * 0.5 + 1 * 2.0)))  # row 1, column 1
     True
     """
     like = inv_freq if like is None else like

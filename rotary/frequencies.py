@@ -126,10 +126,12 @@ def _radians(frequencies: Frequencies) -> list[Decimal]:
         else:
             step = -2 * base.ln() / dim
             values = [(step * i).exp() for i in range(len(pairs))]
+        if frequencies.in_turns:
+            values = [TAU * value for value in values]
         if scaling is not None:
             values = scaling.scaled(values, base, dim, frequencies.seq_len)
         for pair, value in zip(pairs, values, strict=True):
-            radians[pair] = TAU * value if frequencies.in_turns else value
+            radians[pair] = value
     return radians
 
 

@@ -279,7 +279,6 @@ def test_torch_serves_images_of_other_sizes_by_one_program() -> None:
         same(program(*map(torch.from_numpy, (x, where))), SPLIT(x, positions=where))
 
 
-@pytest.mark.xfail(strict=True, reason="torch.tensor(list, dtype=int64) truncates what is no float")
 @pytest.mark.parametrize("kind", [np.float32, np.array])
 def test_torch_compile_does_not_truncate_lists_of_numpy_numbers(kind: Any) -> None:
     torch = pytest.importorskip("torch")
@@ -288,7 +287,6 @@ def test_torch_compile_does_not_truncate_lists_of_numpy_numbers(kind: Any) -> No
     same(got, SPLIT(X, positions=where))
 
 
-@pytest.mark.xfail(strict=True, reason="Dynamo evaluates the operator of one constant at once")
 def test_torch_compile_takes_a_list_of_one_position() -> None:
     torch = pytest.importorskip("torch")
     x = X[..., :1, :].copy()
