@@ -55,7 +55,8 @@ class Case:
     head_first : bool
         Whether heads stand before seq; otherwise the call has ``seq_axis=-3``.
     ways : tuple of str, optional
-        Ways of running; all by default.
+        Ways of running, by their names up to the comma; all by default.  With a comma behind it, a
+        name means the way without another word: ``"eager,"`` is not ``"eager, x64"``.
     dtypes : tuple of str
         Of x.
     """

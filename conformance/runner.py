@@ -113,7 +113,12 @@ def _ways(library: Library, case: AnyCase) -> tuple[Way, ...]:
             gradient, reason = _no_gradient, f"{library.name} computes no gradients"
         return (Way("table gradient", "table gradient", gradient, unavailable=reason),)
     wanted = case.ways
-    return tuple(w for w in library.ways if wanted is None or w.name.partition(",")[0] in wanted)
+    if wanted is None:
+        return library.ways
+    # "eager" means "eager, x64" too, and "eager," only itself.
+    return tuple(
+        w for w in library.ways if w.name.partition(",")[0] in wanted or f"{w.name}," in wanted
+    )
 
 
 def _no_gradient(*_: Any) -> Any:

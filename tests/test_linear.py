@@ -112,6 +112,15 @@ def test_softmax_features_are_within_the_bound() -> None:
         assert_within(variant, out, given, "float32", mask=mask)
 
 
+def test_maps_of_all_tokens_round_sixteen_bits_once() -> None:
+    given = sample(SIGNED, dtype=np.float16)
+    for attn in (LinearAttention("softmax"), LinearAttention(np.abs, normalize=True)):
+        out = attn(*given[:3])
+        assert out.dtype == np.float16
+        wide = attn(*(x.astype(np.float32) for x in given[:3]))
+        assert np.array_equal(out, wide.astype(np.float16))
+
+
 def test_softmax_features_sum_to_one() -> None:
     given = sample(SIGNED)
     ones = np.ones_like(given.v)
@@ -475,6 +484,16 @@ def test_gates_of_any_size_keep_the_bound(gate: Any) -> None:
     assert np.isfinite(out).all()
     finite = given._replace(gate=np.maximum(gates, -1e5))
     assert_within(variant, out, finite, "float32")
+
+
+def test_what_rounding_took_decays_with_the_sum() -> None:
+    variant = VARIANTS["gate"]
+    given = sample(variant)
+    given.gate[...] = 0
+    given.v[:, :, :48] *= 1e6
+    given.gate[:, :, 48] = -20
+    out = attention(variant)(*given[:3], causal=True, **given.more)
+    assert_within(variant, out, given, "float32")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

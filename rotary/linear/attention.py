@@ -487,8 +487,12 @@ class LinearAttention:
                 f"rope: got head_dim = {self.rope.head_dim}, expected the number of features that "
                 f"it rotates, {features}"
             )
+        if self.arithmetic == "exact" and features > LONGEST:
+            raise ValueError(
+                f"k: got {features} features with arithmetic='exact', expected at most {LONGEST}"
+            )
         sums = self._sums(state, features, sizes, k, keep)
-        settings = self._settings(causal, sizes, dtype_name(v))
+        settings = self._settings(causal, sizes, dtype_name(k if q is None else q))
         group = sizes.heads // sizes.kv_heads
         inputs = Inputs(
             None
@@ -504,7 +508,10 @@ class LinearAttention:
         shape = (sizes.batch, sizes.heads, sizes.seq, sizes.value_dim)
         if sizes.seq:
             out, after = operation.run(settings, inputs, sums)
-            out = None if out is None else xp.reshape(out, shape)
+            if out is not None:
+                out = xp.reshape(out, shape)
+                # A map that was taken before gives wide queries.
+                out = out if out.dtype == v.dtype else backend.narrow(out, v.dtype)
         else:
             out, after = xp.broadcast_to(v[:, :1, ...], shape), sums
         return out, (None if placed is None or not keep else _state(after, placed.after))

@@ -10,9 +10,11 @@ over the features of a query and over the tokens of a key.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-from rotary.linear.arithmetic import Arithmetic
+from rotary import exact
+from rotary.linear.arithmetic import Arithmetic, Exact
 
 # exp saturates here: e^(32 + 32) times 2^20 tokens times values of 2^14 is within float32's range.
 EXP_LIMIT = 32.0
@@ -91,15 +93,18 @@ NAMES = (*ELEMENTWISE, "softmax")
 def softmax(a: Arithmetic, x: Any, axis: int, mask: Any = None) -> Any:
     """Return the softmax along an axis; what the mask leaves out takes no part and becomes 0."""
     xp = a.backend.namespace(x)
+    exp, total_of, reciprocal = a.exp, a.sum, a.reciprocal
+    if isinstance(a, Exact):  # whose own functions have no gradient
+        exp, total_of, reciprocal = exact.exp, partial(exact.sum, keepdims=True), exact.reciprocal
     if mask is not None:
         x = xp.where(mask, x, xp.zeros_like(x) - float("inf"))
     top = xp.max(x, axis=axis, keepdims=True)
     if mask is not None:  # a row of −∞ alone
         top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
-    y = a.exp(x - top)
+    y = exp(x - top)
     if mask is not None:
         y = xp.where(mask, y, xp.zeros_like(y))
-    total = a.sum(y, axis)
+    total = total_of(y, axis)
     if mask is not None:
         total = xp.where(total > 0, total, xp.ones_like(total))
-    return y * a.reciprocal(total)
+    return y * reciprocal(total)

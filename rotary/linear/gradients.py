@@ -11,11 +11,21 @@ No state of a chunk is stored: each of the three runs the chunks again, in the s
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rotary.linear import chunks
 from rotary.linear.chunks import Features, Form, Inputs, Sums
 from rotary.linear.decays import LEAST
+
+
+class _Pulled(NamedTuple):
+    """Gradients of f(q, k, v) from a state on, but that by v."""
+
+    by_q: Any
+    by_k: Any
+    by_state: Any
+    drift: Any
+    """By the prefix sums of log gates; None where nothing passes through them."""
 
 
 def pull_back(
@@ -27,7 +37,6 @@ def pull_back(
     """
     a = form.arithmetic
     xp = a.backend.namespace(inputs.v)
-    transpose = xp.matrix_transpose
     if inputs.q is None:
         nothing = inputs._replace(q=xp.zeros_like(inputs.k))
         zero = xp.zeros_like(inputs.v[:, :, None, ...])
@@ -37,55 +46,54 @@ def pull_back(
     k, v = chunks.keys_and_values(form, inputs)
     by_out = a.enter(chunks.widen(form, by_out))
     gate = (inputs.gate, inputs.gate_low)
-    one = xp.ones_like(v[..., :1])
-
-    factor = None
+    one, factor = xp.ones_like(v[..., :1]), None
     if form.eps is not None:
         total, _ = numerators(form, q.plain, k.plain, one, gate, sums.normaliser)
         factor = a.reciprocal(total + form.eps)
         by_out = a.settle(a.product(by_out, factor))
 
-    by_q, after = numerators(form, by_out, v, k.rotated, gate, transpose(sums.numerator))
-    by_k, _ = backwards(form, v, by_out, q.rotated, gate, transpose(by_sums.numerator))
-    by_v, by_state = backwards(form, k.rotated, q.rotated, by_out, gate, by_sums.numerator)
-    along = _dot(a, q.rotated, by_q)
-    drift = None
-    if form.decays:
-        drift = _drift(a, along, _dot(a, k.rotated, by_k), transpose(after), by_sums.numerator)
-
-    by_q_plain = by_k_plain = by_normaliser = None
+    above = _pull(form, q.rotated, k.rotated, v, gate, by_out, sums.numerator, by_sums.numerator)
+    by_v, _ = backwards(form, k.rotated, q.rotated, by_out, gate, by_sums.numerator)
+    below = _Pulled(None, None, None, None)
     if form.eps is not None:
-        by_total = a.settle(a.product(-along, factor))
-        z, by_z = transpose(sums.normaliser), transpose(by_sums.normaliser)
-        by_q_plain, after = numerators(form, by_total, one, k.plain, gate, z)
-        by_k_plain, by_normaliser = backwards(form, one, by_total, q.plain, gate, by_z)
-        by_normaliser = transpose(by_normaliser)
-        if form.decays:
-            of_q, of_k = _dot(a, q.plain, by_q_plain), _dot(a, k.plain, by_k_plain)
-            drift = drift + _drift(a, of_q, of_k, after, by_z)
-
-    by_gate = None
-    if form.decays:
-        by_gate = _suffix_sums(a, drift)
-        if by_sums.log_decay is not None:
-            by_gate = by_gate + by_sums.log_decay
+        # With out = n/d, d̄ = −n·n̄/d; and n·n̄ = q·q̄, so that n is not computed again.
+        by_total = a.settle(a.product(-_dot(a, q.rotated, above.by_q), factor))
+        below = _pull(
+            form, q.plain, k.plain, one, gate, by_total, sums.normaliser, by_sums.normaliser
+        )
     tables = (inputs.cos, inputs.sin)
     key_tables = tables if inputs.key_cos is None else (inputs.key_cos, inputs.key_sin)
+    by_features = Features(above.by_q, below.by_q)
+    by_keys = Features(*(None if x is None else x[:, :, None, ...] for x in (above[1], below[1])))
     return (
         Inputs(
-            _through_features(form, inputs.q, tables, None, Features(by_q, by_q_plain), form.scale),
-            _through_features(
-                form,
-                inputs.k,
-                key_tables,
-                inputs.mask,
-                Features(*(None if x is None else x[:, :, None, ...] for x in (by_k, by_k_plain))),
-            ),
+            _through_features(form, inputs.q, tables, None, by_features, form.scale),
+            _through_features(form, inputs.k, key_tables, inputs.mask, by_keys),
             chunks.narrow(form, _selected(a, by_v, inputs.mask), inputs.v),
-            by_gate,
+            _by_gate(a, above.drift, below.drift, by_sums.log_decay),
         ),
-        Sums(by_state, None, by_normaliser, None, by_sums.log_decay, None),
+        Sums(above.by_state, None, below.by_state, None, by_sums.log_decay, None),
     )
+
+
+def _pull(
+    form: Form,
+    q: Any,
+    k: Any,
+    v: Any,
+    gate: tuple[Any, Any],
+    by_out: Any,
+    state: Any,
+    by_state: Any,
+) -> _Pulled:
+    a = form.arithmetic
+    transpose = a.backend.namespace(q).matrix_transpose
+    by_q, after = numerators(form, by_out, v, k, gate, transpose(state))
+    by_k, by_first = backwards(form, v, by_out, q, gate, transpose(by_state))
+    drift = None
+    if form.decays:
+        drift = _drift(a, _dot(a, q, by_q), _dot(a, k, by_k), transpose(after), by_state)
+    return _Pulled(by_q, by_k, transpose(by_first), drift)
 
 
 def numerators(
@@ -199,10 +207,15 @@ def _drift(a: Any, of_q: Any, of_k: Any, after: Any, by_after: Any) -> Any:
     return xp.concat([drift[..., :-1, :], drift[..., -1:, :] + end], axis=-2)
 
 
-def _suffix_sums(a: Any, x: Any) -> Any:
-    xp = a.backend.namespace(x)
-    high, low = a.prefix(xp.flip(x, axis=-2), None)
-    return xp.flip(high + low, axis=-2)
+def _by_gate(a: Any, above: Any, below: Any, by_log_decay: Any) -> Any:
+    """Return the gradient by log gates: each is a part of all prefix sums from its token on."""
+    if above is None:
+        return None
+    xp = a.backend.namespace(above)
+    drift = above if below is None else above + below
+    high, low = a.prefix(xp.flip(drift, axis=-2), None)
+    by_gate = xp.flip(high + low, axis=-2)
+    return by_gate if by_log_decay is None else by_gate + by_log_decay
 
 
 def _through_features(

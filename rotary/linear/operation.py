@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 from rotary.backends import Backend, owner_of
 from rotary.backends._protocol import Operation
+from rotary.exact.products import LONGEST
 from rotary.linear import chunks, gradients
 from rotary.linear.arithmetic import arithmetic
 from rotary.linear.chunks import Form, Inputs, Sums
 from rotary.linear.feature_maps import ELEMENTWISE
+
+_MASK = Inputs._fields.index("mask")  # the one input that is not of floats
 
 
 class Settings(NamedTuple):
@@ -99,12 +102,21 @@ def _backward(static: str, arrays: Any, _: Any, cotangents: Any) -> tuple[Any, .
     settings, present = _read(static)
     inputs, sums = _Static(settings, present).restore(arrays)
     bound = form(settings, owner_of(inputs.k))
+    if settings.arithmetic == "exact" and inputs.v.shape[-1] > LONGEST:
+        raise ValueError(
+            f"v: got value_dim = {inputs.v.shape[-1]}, expected at most {LONGEST} for the gradient "
+            f"with arithmetic='exact'"
+        )
     rest = list(cotangents)
     by_out = rest.pop(0) if inputs.q is not None else None
     by_sums = Sums(*(None if x is None else rest.pop(0) for x in sums))
     of_inputs, of_sums = gradients.pull_back(bound, inputs, sums, by_out, by_sums)
     found = (*of_inputs, *of_sums)
-    return tuple(found[i] for i in present)
+    zeros_like = bound.arithmetic.backend.namespace(inputs.k).zeros_like
+    return tuple(
+        zeros_like(x) if found[i] is None and i != _MASK else found[i]
+        for i, x in zip(present, arrays, strict=True)
+    )
 
 
 def _shapes(static: str, *shapes: tuple[Any, ...]) -> tuple[tuple[tuple[Any, ...], str], ...]:

@@ -75,7 +75,10 @@ def _same(start: Any, sizes: Sizes) -> Any:
     """Return the number that all rows start at, or None where they differ or nobody knows."""
     if sizes.backend.is_traced(start) or not sizes.batch:
         return None
-    host = sizes.backend.to_host(start)
+    try:
+        host = sizes.backend.to_host(start)
+    except TypeError:
+        return None
     return host[0] if (host == host[0]).all() else None
 
 
