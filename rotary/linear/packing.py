@@ -16,19 +16,30 @@ def read_bounds(cu_seqlens: Any, sizes: Sizes) -> list[int]:
     """Return where each sequence begins, and the total, or raise."""
     if sizes.batch != 1:
         raise ValueError(f"cu_seqlens: got it with a batch of {sizes.batch}, expected a batch of 1")
+    bounds = _as_bounds(cu_seqlens, sizes)
+    if bounds != sorted(bounds):
+        raise ValueError(f"cu_seqlens: got {bounds}, expected whole numbers that never fall")
+    if bounds[0] != 0 or bounds[-1] != sizes.seq:
+        raise ValueError(
+            f"cu_seqlens: got {bounds[0]} … {bounds[-1]}, expected 0 … seq = {sizes.seq}: all "
+            f"tokens belong to a sequence"
+        )
+    return bounds
+
+
+def _as_bounds(cu_seqlens: Any, sizes: Sizes) -> list[int]:
+    # Without NumPy where it can be: torch.compile does not follow its arrays.
+    plain = isinstance(cu_seqlens, list | tuple) and all(type(n) is int for n in cu_seqlens)
+    if plain and len(cu_seqlens) > 1:
+        return list(cu_seqlens)
     host = _positions.read(cu_seqlens, sizes.backend, "cu_seqlens")
     if host.ndim != 1 or host.size < 2:
         raise ValueError(
             f"cu_seqlens: got shape {host.shape}, expected (sequences + 1,), from 0 to seq"
         )
     bounds = [int(n) for n in host]
-    if bounds != host.tolist() or bounds != sorted(bounds):
+    if bounds != host.tolist():
         raise ValueError(f"cu_seqlens: got {host.tolist()}, expected whole numbers that never fall")
-    if bounds[0] != 0 or bounds[-1] != sizes.seq:
-        raise ValueError(
-            f"cu_seqlens: got {bounds[0]} … {bounds[-1]}, expected 0 … seq = {sizes.seq}: all "
-            f"tokens belong to a sequence"
-        )
     return bounds
 
 

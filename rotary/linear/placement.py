@@ -42,14 +42,15 @@ def place(
 
     `start` is the position of the first one, (batch,), or None for 0.
     """
-    backend, batch, seq = sizes.backend, sizes.batch, sizes.seq
+    backend, seq = sizes.backend, sizes.seq
     if positions is not None:
         axes = 1 if rope is None or rope.axes is None else rope.axes.count
         given, values = _given(positions, sizes, like, axes)
         return Placed(given, _after(values, mask, start, sizes, like, axes))
-    if start is None:
-        start = backend.to_device(np.zeros(batch, np.int32), like)
     xp = backend.namespace(like)
+    first = 0 if start is None else _same(start, sizes)
+    if start is None:
+        start = _zeros(sizes, like)
     if mask is not None:
         counted = xp.astype(mask, start.dtype)
         steps = running_sum(xp, counted, -1) - 1
@@ -57,13 +58,18 @@ def place(
         where = start[:, None] + xp.maximum(steps, xp.zeros_like(steps))
         after = start + xp.sum(counted, axis=-1, dtype=start.dtype)
         return Placed(_of_axes(rope, where), after)
-    first = _same(start, sizes)
     if first is not None:
         where = np.arange(seq) + first
     else:
         steps = backend.to_device(np.arange(seq, dtype=dtype_name(start)), like)
         where = _of_axes(rope, start[:, None] + steps)
     return Placed(where, start + seq)
+
+
+def _zeros(sizes: Sizes, like: Any) -> Any:
+    """Return int32 zeros, (batch,), in the library of `like` even where it is traced."""
+    host = np.zeros(sizes.batch, np.int32)
+    return sizes.backend.namespace(like).asarray(sizes.backend.to_device(host, like))
 
 
 def _of_axes(rope: RotaryEmbedding | None, where: Any) -> Any:
@@ -111,7 +117,7 @@ def _after(last: Any, mask: Any, start: Any, sizes: Sizes, like: Any, axes: int)
     if not sizes.seq:
         if start is not None:
             return start
-        return sizes.backend.to_device(np.zeros(batch, np.int32), like)
+        return _zeros(sizes, like)
     if axes > 1 and last.ndim > 1:
         last = xp.max(last, axis=0)
     if last.ndim == 1:
