@@ -2,12 +2,14 @@
 
 CuPy computes on its current device and puts new arrays there, whatever `device=` says (cupy#9848),
 and it copies from the host without waiting.  Nothing here may go through ``cupy.fuse``: its kernels
-contract products with sums.
+contract products with sums.  Its products of matrices are those of float32, and keep the bounds of
+``arithmetic="fast"``, unless CUPY_TF32 is set in the environment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat.cupy as xp
@@ -28,6 +30,7 @@ from rotary.backends._numpy import (
     scan,
     widen,
 )
+from rotary.dtypes import dtype_name
 
 __all__ = [
     "apply",
@@ -47,9 +50,20 @@ __all__ = [
 name = "cupy"
 
 
+def _where(condition: Any, x: Any, y: Any) -> Any:
+    """Select; CuPy (14.2) has no selection of bfloat16 and returns float32."""
+    selected, arrays = cupy.where(condition, x, y), [a for a in (x, y) if hasattr(a, "dtype")]
+    if arrays and all(dtype_name(a) == "bfloat16" for a in arrays):
+        selected = selected.astype(arrays[0].dtype)
+    return selected
+
+
+_completed = SimpleNamespace(**{**vars(xp), "where": _where})
+
+
 def namespace(x: Any) -> Any:
-    """Return CuPy as array-api-compat completes it."""
-    return xp
+    """Return CuPy as array-api-compat completes it, and bfloat16 selected as what it is."""
+    return _completed
 
 
 def device_key(x: Any) -> Hashable | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 import rotary
 from rotary.conformance import oracle
-from rotary.conformance.encodings import half_ulp
+from rotary.conformance.encodings import eps, half_ulp
 from rotary.conformance.functions import (
     ALL_DTYPES,
     EAGER_AND_COMPILED,
@@ -162,7 +162,7 @@ def biases() -> Iterable[FunctionCase]:
             total, size = np.zeros((2, *table.shape))
             for heads, out in ((direction, total), (np.abs(direction), size)):
                 np.add.at(out, buckets, np.moveaxis(heads.astype(np.float64), 0, -1))
-            return Expected(total, distance.size * 2.0**-23 * size)
+            return Expected(total, distance.size * eps(table.dtype) * size)
 
         return FunctionCase(
             f"relative/t5-{name}",
@@ -174,6 +174,7 @@ def biases() -> Iterable[FunctionCase]:
             lambda table: (Expected(np.moveaxis(table[buckets], -1, 0)),),
             gradient,
             ways=(*EAGER_AND_COMPILED, *GRADIENTS),
+            dtypes=ALL_DTYPES,
         )
 
     yield t5("both", True)

@@ -136,7 +136,7 @@ def learned_positions() -> Iterable[FunctionCase]:
         total = np.zeros(table.shape)
         np.add.at(total, where, direction.astype(np.float64))
         # A row is looked up twice at most, so that a sum has one rounding.
-        return Expected(total, np.abs(total) * float(_eps(table.dtype)))
+        return Expected(total, np.abs(total) * float(eps(table.dtype)))
 
     yield FunctionCase(
         "learned/positions",
@@ -300,7 +300,8 @@ def _bits(dtype: np.dtype[Any]) -> int:
     return 53 if dtype == np.float64 else 24
 
 
-def _eps(dtype: np.dtype[Any]) -> float:
+def eps(dtype: np.dtype[Any]) -> float:
+    """Return the distance from 1 to the next number."""
     return {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[
         dtype.name
     ]
@@ -311,4 +312,4 @@ def half_ulp(x: Array, dtype: np.dtype[Any]) -> Array:
     if dtype.itemsize > 2:
         return np.zeros_like(x)
     smallest = 2.0**-24 if dtype == np.float16 else 2.0**-133
-    return np.maximum(np.abs(x) * _eps(dtype), smallest) / 2
+    return np.maximum(np.abs(x) * eps(dtype), smallest) / 2

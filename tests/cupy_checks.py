@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 import rotary
-from rotary import exact, tables
+from rotary import exact, linear, tables
 from rotary.backends import library, owner_of
 
 SHAPE = (2, 3, 5, 16)  # batch, heads, seq, dim
@@ -35,11 +36,52 @@ EMBEDDINGS = (
     {"rotary_dim": 6, "rotary_side": "trailing", "layout": "interleaved"},
 )
 ROPE = rotary.RotaryEmbedding(16)
+ENCODINGS: tuple[Callable[[Any], Any], ...] = (
+    lambda table: rotary.relative.t5_bias(5, 9, table),
+    lambda table: rotary.relative.alibi_bias(5, 9, 6, like=table),
+    lambda table: rotary.absolute.learned([[31, 0], [7, 7]], table),
+    lambda table: rotary.absolute.resample(table, 45),
+    lambda table: rotary.absolute.resample(table, (5, 9), grid=(4, 8), method="cubic"),
+    lambda table: rotary.absolute.sinusoidal([0, 1.5, 2**40], 6, like=table),
+)
+ATTENTIONS = (
+    linear.LinearAttention(rope=ROPE, arithmetic="exact", chunk_size=4),
+    linear.LinearAttention(
+        "relu2", rope=ROPE, decay="gate", normalize=True, arithmetic="exact", chunk_size=4
+    ),
+    linear.LinearAttention("identity", decay=linear.RetNet(), arithmetic="exact", chunk_size=4),
+)
 
 
-def host(dtype: str = "float32") -> Any:
+def host(dtype: Any = "float32") -> Any:
     x = np.random.default_rng(0).standard_normal(SHAPE)
     return x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def kinds(*names: str) -> list[Any]:
+    """Return dtypes that this CuPy has: bfloat16 from version 14 on."""
+    whole = int(cupy.__version__.partition(".")[0]) >= 14
+    return [host(name).dtype for name in names or DTYPES if whole or name != "bfloat16"]
+
+
+def attention_inputs(dtype: Any, *, gated: bool) -> tuple[Any, ...]:
+    """Return q, k, v, a mask and perhaps gates, for 10 tokens: chunks of 4, 4 and 2."""
+    rng = np.random.default_rng(3)
+    shapes = ((2, 4, 10, 16), (2, 2, 10, 16), (2, 2, 10, 5))
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    mask = np.arange(10) >= np.array([[3], [0]])
+    gate = [-np.exp(rng.standard_normal((2, 2, 10), np.float32))] if gated else []
+    return (*arrays, mask, *gate)
+
+
+def attend(attn: Any, q: Any, k: Any, v: Any, mask: Any, *gate: Any) -> list[Any]:
+    """Return outputs and states of a prompt, of one token more, and of both joined."""
+    gates = {"gate": gate[0]} if gate else {}
+    step = {"gate": gate[0][:, :, :1]} if gate else {}
+    out, state = attn.prefill(q, k, v, key_mask=mask, **gates)
+    last, after = attn.step(*(x[:, :, :1, ...] for x in (q, k, v)), state, **step)
+    joined = linear.combine(after, attn.segment(k, v, positions=range(10), **gates))
+    return [out, last, *(x for x in (*state, *after, *joined) if x is not None)]
 
 
 def same(got: Any, want: Any) -> bool:
@@ -58,10 +100,8 @@ def refused(call: Callable[[], Any], error: type[Exception]) -> str:
 
 
 def rotations_have_the_bits_of_numpy() -> None:
-    for dtype in DTYPES:
+    for dtype in kinds():
         x = host(dtype)
-        if dtype == "bfloat16" and int(cupy.__version__.partition(".")[0]) < 14:
-            continue
         for embedding in EMBEDDINGS:
             rope = rotary.RotaryEmbedding(16, **embedding)
             for name, call in CALLS.items():
@@ -111,6 +151,63 @@ def exact_arithmetic_has_the_bits_of_numpy() -> None:
     assert same(exact.matmul(cupy.array(a), cupy.array(b)), exact.matmul(a, b))
 
 
+def encodings_have_the_bits_of_numpy() -> None:
+    rng = np.random.default_rng(2)
+    for dtype in kinds():
+        table = rng.standard_normal((32, 6)).astype(dtype)
+        for encode in ENCODINGS:
+            assert same(encode(cupy.array(table)), encode(table)), (dtype, encode(table).shape)
+        got = rotary.relative.t5_bias(3, 5, cupy.array(table), offset=cupy.array(7))
+        assert same(got, rotary.relative.t5_bias(3, 5, table, offset=7))
+    table, rows = host()[0, 0], np.array([[4, 0], [2, 2]], np.int32)
+    got = rotary.absolute.learned(cupy.array(rows), cupy.array(table))
+    assert same(got, rotary.absolute.learned(rows, table))
+    for positions in (rows, cupy.array(rows)):
+        # Not wrapped around, as CuPy's own index would be.
+        message = refused(
+            lambda p=positions: rotary.absolute.learned(p + 1, cupy.array(table)), ValueError
+        )
+        assert message.startswith("positions: got 5 at index (0, 0), expected 0 to 4")
+
+
+def selections_keep_their_dtype() -> None:
+    """CuPy selects bfloat16 as float32."""
+    for dtype in kinds():
+        x = cupy.array(host(dtype))
+        xp = owner_of(x).namespace(x)
+        for selected in (xp.where(x > 0, x, xp.zeros_like(x)), xp.where(x > 0, 0.0, x)):
+            assert selected.dtype == x.dtype
+
+
+def softmax_attention_is_that_of_numpy() -> None:
+    x, mask = host(), np.arange(25).reshape(5, 5) % 3 > 0
+    want = rotary.softmax_attention(x, x, x, causal=True, mask=mask)
+    q = cupy.array(x)
+    got = rotary.softmax_attention(q, q, q, causal=True, mask=cupy.array(mask))
+    assert type(got) is cupy.ndarray
+    assert np.abs(cupy.asnumpy(got) - want).max() < 1e-5
+
+
+def exact_linear_attention_has_the_bits_of_numpy() -> None:
+    for dtype in kinds("float16", "bfloat16", "float32"):
+        for attn in ATTENTIONS:
+            arrays = attention_inputs(dtype, gated=attn.decay == "gate")
+            given = [cupy.array(x) for x in arrays]
+            got, want = (attend(attn, *x) for x in (given, arrays))
+            assert all(map(same, got, want)), (dtype, attn)
+            # Neither inputs nor states are written to.
+            assert all(map(same, given, arrays)), (dtype, attn)
+
+
+def fast_linear_attention_is_that_of_numpy() -> None:
+    for attn in ATTENTIONS:
+        fast = dataclasses.replace(attn, arithmetic="fast")
+        arrays = attention_inputs("float32", gated=attn.decay == "gate")
+        given = [cupy.array(x) for x in arrays]
+        for got, want in zip(attend(fast, *given), attend(fast, *arrays), strict=True):
+            assert np.abs(cupy.asnumpy(got) - want).max() <= 1e-5 * max(1, np.abs(want).max()), attn
+
+
 def other_libraries_are_refused() -> None:
     x, q = host(), cupy.array(host())
     message = refused(lambda: ROPE(q, x), TypeError)
@@ -135,18 +232,21 @@ def dtypes_that_do_not_rotate_are_refused() -> None:
 def what_is_kept_serves_every_stream() -> None:
     x, rope = host(), rotary.RotaryEmbedding(16, base=777.0)
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
+    attn = linear.LinearAttention(rope=rope, chunk_size=3, arithmetic="exact")
     given = []
     for stream in streams:
         with stream:
             given.append(cupy.asarray(x, blocking=True))
-    results = []
+    results, attended = [], []
     for stream, q in zip(streams, given, strict=True):
-        with stream:  # the first one makes the tables, the others find them
+        with stream:  # the first one makes tables and triangles, the others find them
             results.append(rope(q, offset=500))
+            attended.append(attn(q, q, q, causal=True))
     for stream, y in zip(streams, results, strict=True):
         with stream:
             owner_of(y).synchronize(y)
     assert all(same(y, rope(x, offset=500)) for y in results)
+    assert all(same(y, attn(x, x, x, causal=True)) for y in attended)
 
 
 def every_device_has_its_own_tables() -> None:
@@ -195,6 +295,16 @@ def another_device_is_refused() -> None:
     with cupy.cuda.Device(1):
         message = refused(lambda: rotary.rotate(here, cos, sin), ValueError)
     assert message.startswith("device: got an array on CUDA device 0 while CuPy computes on")
+    attn = linear.LinearAttention(rope=ROPE, chunk_size=2, arithmetic="exact")
+    _, state = attn.prefill(here, here, here)
+    with cupy.cuda.Device(1):
+        out, moved = attn.prefill(there, there, there)
+        assert {y.device.id for y in (out, *moved) if y is not None} == {1}
+        assert same(out, attn(x, x, x, causal=True))
+        message = refused(lambda: attn.prefill(there, there, there, state), ValueError)
+        assert message.startswith("state.numerator: got device <CUDA Device 0>, expected k's")
+        message = refused(lambda: attn(here, here, here), ValueError)
+        assert message.startswith("device: got an array on CUDA device 0 while CuPy computes on")
     with cupy.cuda.Device(1):
         positions = cupy.array([3, 1, 4, 1, 5])
     assert same(ROPE(here, positions=positions), ROPE(x, positions=[3, 1, 4, 1, 5]))
@@ -208,6 +318,11 @@ CHECKS = {
         positions_may_be_arrays_of_cupy,
         results_are_written_in_place,
         exact_arithmetic_has_the_bits_of_numpy,
+        encodings_have_the_bits_of_numpy,
+        selections_keep_their_dtype,
+        softmax_attention_is_that_of_numpy,
+        exact_linear_attention_has_the_bits_of_numpy,
+        fast_linear_attention_is_that_of_numpy,
         other_libraries_are_refused,
         dtypes_that_do_not_rotate_are_refused,
         what_is_kept_serves_every_stream,

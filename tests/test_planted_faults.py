@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import rotary
-from rotary import conformance, rotation, tables
+from rotary import conformance, relative, rotation, tables
 from rotary.backends import owner_of
 from rotary.conformance import runner
+from rotary.linear import chunks
 
 EAGER = {"backends": ["numpy"], "dtypes": ["float32"], "ways": ["eager"], "elements": 2000}
 
@@ -148,6 +149,73 @@ def test_a_compiler_that_keeps_excess_precision_is_caught(monkeypatch: pytest.Mo
         elements=20_000,
     )
     assert failing == {"torch / rotation/half / bfloat16 / compiled chain"}
+
+
+def test_height_taken_for_width_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = rotary.axes.Axial.axis_of_pair.fget
+    monkeypatch.setattr(
+        rotary.axes.Axial, "axis_of_pair", property(lambda axes: tuple(reversed(right(axes))))
+    )
+    failing = failing_cells(cases=["axes/axial", "axes/axial-video", "axes/sections"], **EAGER)
+    assert failing == {
+        "numpy / axes/axial / float32 / eager",
+        "numpy / axes/axial-video / float32 / eager",
+    }
+
+
+def test_a_bias_in_the_other_direction_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = relative._distances
+    monkeypatch.setattr(relative, "_distances", lambda *given: -right(*given))
+    failing = failing_cells(cases=["relative/*"], **EAGER)
+    assert failing == {
+        "numpy / relative/t5-both / float32 / eager",
+        "numpy / relative/t5-causal / float32 / eager",
+        "numpy / relative/alibi / float32 / eager",
+    }
+
+
+def test_a_normaliser_over_rotated_keys_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = chunks.features
+
+    def rotated_alone(*given: Any) -> Any:
+        rotated, _ = right(*given)
+        return chunks.Features(rotated, rotated)
+
+    monkeypatch.setattr(chunks, "features", rotated_alone)
+    failing = failing_cells(cases=["linear/fast-*", "linear/exact-*"], **EAGER)
+    assert "numpy / linear/fast-rope / float32 / eager" in failing
+    assert "numpy / linear/exact-xpos / float32 / eager" in failing
+    assert "numpy / linear/exact-plain / float32 / eager" not in failing
+
+
+def test_masked_values_times_zero_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = chunks.keys_and_values
+
+    def multiplied(form: Any, chunk: Any) -> Any:
+        k, _ = right(form, chunk)
+        return k, chunk.v if chunk.mask is None else chunk.v * chunk.mask[:, :, 0]
+
+    monkeypatch.setattr(chunks, "keys_and_values", multiplied)
+    failing = failing_cells(cases=["linear/padded", "linear/state"], **EAGER)
+    assert failing == {"numpy / linear/padded / float32 / eager"}
+
+
+def test_exact_products_without_the_guard_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+
+    backend: Any = owner_of(jnp.zeros(1))
+    monkeypatch.setattr(backend, "finite_product", lambda x, factor: x * factor)
+    jax.clear_caches()
+    failing = failing_cells(
+        backends=["jax"],
+        cases=["linear/exact-gate"],
+        dtypes=["float32"],
+        ways=["compiled"],
+        elements=2000,
+    )
+    jax.clear_caches()
+    assert failing == {"jax / linear/exact-gate / float32 / compiled"}
 
 
 def test_an_implementation_that_raises_is_an_error_of_its_cell() -> None:

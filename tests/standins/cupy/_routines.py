@@ -1,4 +1,4 @@
-"""CuPy's functions of arrays, with its own parameters: those that are missing are not understood."""
+"""CuPy's functions of arrays, with its parameters, or those of them that are used."""
 
 import numpy as np
 

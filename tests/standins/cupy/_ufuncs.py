@@ -13,6 +13,7 @@ _CHARACTERS = {"E": np.dtype(bfloat16)}  # ml_dtypes' own character for it
 _WHOLE = "bBhHiIlLqQ"
 _FLOATS = "eEfd"
 _COMPLEX = "FD"
+_INEXACT = _FLOATS + _COMPLEX
 
 
 def _of_one(kinds, result=None):
@@ -24,7 +25,6 @@ def _of_two(kinds, result=None):
 
 
 _COMPARED = ["??->?", "qq->?", "QQ->?", "qQ->?", "Qq->?", *_of_two(_FLOATS, "?")]
-_DIVIDED = ["qq->d", "qQ->d", "Qq->d", "QQ->d", *_of_two(_FLOATS + _COMPLEX)]
 
 
 class ufunc:  # noqa: N801
@@ -106,49 +106,31 @@ def _exp(x):
     return np.where((y > 0) & (y < np.inf) & (y != 1), np.nextafter(y, y.dtype.type(2)), y)
 
 
-_TABLE = {
-    "absolute": (np.absolute, [*_of_one("?" + _WHOLE + _FLOATS), "F->f", "D->d"]),
-    "negative": (np.negative, _of_one(_WHOLE + _FLOATS + _COMPLEX)),
-    "invert": (np.invert, _of_one("?" + _WHOLE)),
-    "sign": (np.sign, _of_one(_WHOLE + _FLOATS + _COMPLEX)),
-    "logical_not": (np.logical_not, _of_one("?" + _WHOLE + "efd", "?")),
-    **{
-        name: (getattr(np, name), _of_two("?" + _WHOLE + _FLOATS + _COMPLEX))
-        for name in ("add", "subtract", "multiply", "maximum", "minimum")
-    },
-    "power": (np.power, ["??->b", *_of_two(_WHOLE + _FLOATS + _COMPLEX)]),
-    **{name: (np.true_divide, _DIVIDED) for name in ("divide", "true_divide")},
-    **{
-        name: (getattr(np, name), _of_two(_WHOLE + _FLOATS))
-        for name in ("floor_divide", "remainder")
-    },
-    **{
-        name: (getattr(np, name), _of_two("?" + _WHOLE))
-        for name in ("bitwise_and", "bitwise_or", "bitwise_xor")
-    },
-    **{name: (getattr(np, name), _of_two(_WHOLE)) for name in ("left_shift", "right_shift")},
-    **{
-        name: (getattr(np, name), [*_COMPARED, *_of_two(_COMPLEX, "?")])
-        for name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
-    },
-    **{name: (getattr(np, name), _COMPARED) for name in ("logical_and", "logical_or")},
-    **{
-        name: (getattr(np, name), _of_one(_FLOATS + _COMPLEX, "?"))
-        for name in ("isfinite", "isinf", "isnan")
-    },
-    "exp": (_exp, _of_one(_FLOATS + _COMPLEX)),
-    **{
-        name: (getattr(np, name), _of_one(_FLOATS + _COMPLEX))
-        for name in (
-            *("arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctanh"),
-            *("rint", "sqrt"),
-        )
-    },
-    "arctan2": (np.arctan2, _of_two(_FLOATS + _COMPLEX)),
+_TYPES = {
+    "absolute": [*_of_one("?" + _WHOLE + _FLOATS), "F->f", "D->d"],
+    "negative": _of_one("?" + _WHOLE + _INEXACT),
+    "sign": _of_one(_WHOLE + _INEXACT),
+    "invert": _of_one("?" + _WHOLE),
+    "logical_not": _of_one("?" + _WHOLE + "efd", "?"),
+    "isfinite isinf isnan": _of_one(_INEXACT, "?"),
+    "arccos arccosh arcsin arcsinh arctan arctanh rint sqrt": _of_one(_INEXACT),
+    "arctan2": _of_two(_INEXACT),
+    "add subtract multiply maximum minimum": _of_two("?" + _WHOLE + _INEXACT),
+    "divide true_divide": ["qq->d", "qQ->d", "Qq->d", "QQ->d", *_of_two(_INEXACT)],
+    "floor_divide remainder": _of_two(_WHOLE + _FLOATS),
+    "power": ["??->b", *_of_two(_WHOLE + _INEXACT)],
+    "bitwise_and bitwise_or bitwise_xor": _of_two("?" + _WHOLE),
+    "left_shift right_shift": _of_two(_WHOLE),
+    "equal not_equal less less_equal greater greater_equal": _COMPARED + _of_two(_COMPLEX, "?"),
+    "logical_and logical_or": _COMPARED,
 }
-UFUNCS = {name: ufunc(*entry) for name, entry in _TABLE.items()}
-UFUNCS["abs"] = UFUNCS["absolute"]
-# No loop for bfloat16: it comes back as float32.
+UFUNCS = {
+    name: ufunc(getattr(np, name), types)
+    for names, types in _TYPES.items()
+    for name in names.split()
+}
+UFUNCS |= {"abs": UFUNCS["absolute"], "exp": ufunc(_exp, _of_one(_INEXACT))}
+# No loop for bfloat16, which comes back as float32.
 select = ufunc(np.where, ["???->?", *(f"?{k}{k}->{k}" for k in _WHOLE + "efd" + _COMPLEX)])
 
 _OPERATORS = {
