@@ -16,6 +16,7 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy.typing as npt
 
+from rotary.backends._generic import scan
 from rotary.backends._numpy import (
     apply,
     bits,
@@ -27,7 +28,6 @@ from rotary.backends._numpy import (
     learned_tables,
     narrow,
     product,
-    scan,
     widen,
 )
 from rotary.dtypes import dtype_name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from rotary.backends._generic import (
     finite_product,
     is_traced,
     product,
-    scan,
     synchronize,
 )
 from rotary.backends._protocol import Wanted
@@ -25,7 +24,6 @@ __all__ = [
     "finite_product",
     "is_traced",
     "product",
-    "scan",
     "synchronize",
 ]
 
@@ -76,6 +74,39 @@ def widen(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 def narrow(x: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
     """Return x rounded to a 16-bit dtype."""
     return x.astype(dtype)
+
+
+def scan(
+    step: Callable[[Any, tuple[Any, ...]], tuple[Any, Any]], carry: Any, inputs: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Run a loop along the first axis of every input, writing what comes out into its place."""
+    count, outs = inputs[0].shape[0], None
+    for n in range(count):
+        carry, out = step(carry, tuple(x[n] for x in inputs))
+        outs = _room(out, count) if n == 0 else outs
+        _put(outs, n, out)
+    return carry, outs
+
+
+def _room(out: Any, count: int) -> Any:
+    if out is None:
+        return None
+    if isinstance(out, tuple):
+        rooms = [_room(x, count) for x in out]
+        named: Any = type(out)
+        return named(*rooms) if hasattr(named, "_fields") else tuple(rooms)
+    # Laid out so that joining the steps along the last axis but one copies nothing.
+    before = max(out.ndim - 2, 0)
+    room = np.empty((*out.shape[:before], count, *out.shape[before:]), out.dtype)
+    return np.moveaxis(room, before, 0)
+
+
+def _put(outs: Any, n: int, out: Any) -> None:
+    if isinstance(out, tuple):
+        for room, x in zip(outs, out, strict=True):
+            _put(room, n, x)
+    elif out is not None:
+        outs[n] = out
 
 
 def deferred_tables(wanted: Wanted, rows: Any, like: Any) -> tuple[Any, Any] | None:

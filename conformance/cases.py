@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -558,6 +559,7 @@ def _gradients() -> Iterable[Case]:
 AnyCase = Case | functions.FunctionCase
 
 
+@lru_cache(maxsize=1)
 def every() -> tuple[AnyCase, ...]:
     """Return all cases."""
     return (

@@ -189,7 +189,7 @@ def _compare_function(
     task: Task, case: FunctionCase, elements: int
 ) -> tuple[str, compare.Difference, str]:
     library, adjoint = task.library, task.way.quantity == "adjoint"
-    given, direction, want = _prepared(case, task.dtype, elements, adjoint)
+    given, direction, want = prepared(case, task.dtype, elements, adjoint)
     x, direction_, *more = (library.from_host(array) for array in (given[0], direction, *given[1:]))
     result = task.way.run(case.call, x, direction_, *more)
     outputs = [library.to_host(y) for y in (result if isinstance(result, tuple) else (result,))]
@@ -207,7 +207,7 @@ def _compare_function(
 
 
 @lru_cache(maxsize=128)
-def _prepared(
+def prepared(
     case: FunctionCase, dtype: str, elements: int, adjoint: bool
 ) -> tuple[tuple[Any, ...], Any, tuple[Expected, ...]]:
     """Return inputs, a direction for the gradient, and what has to come out: slow to make."""
@@ -217,7 +217,7 @@ def _prepared(
         want = case.expected(*given)
         return given, np.zeros_like(want[0].value), want
     assert case.gradient is not None
-    shape, kind = _prepared(case, dtype, elements, False)[1:][0].shape, given[0].dtype
+    shape, kind = prepared(case, dtype, elements, False)[1:][0].shape, given[0].dtype
     direction = rng.standard_normal(shape).astype(kind)
     return given, direction, (case.gradient(direction, *given),)
 

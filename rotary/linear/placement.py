@@ -56,7 +56,8 @@ def place(
         steps = running_sum(xp, counted, -1) - 1
         # What stands before the first token takes no part: any position will do.
         where = start[:, None] + xp.maximum(steps, xp.zeros_like(steps))
-        after = start + xp.sum(counted, axis=-1, dtype=start.dtype)
+        # Some libraries widen sums of whole numbers, and not all can be told not to.
+        after = start + xp.astype(xp.sum(counted, axis=-1), start.dtype)
         return Placed(_of_axes(rope, where), after)
     if first is not None:
         where = np.arange(seq) + first
