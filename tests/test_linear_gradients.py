@@ -323,9 +323,8 @@ def test_the_gradient_keeps_no_state_of_a_chunk() -> None:
     assert used[1] <= used[0] * 1.1 < 40
 
 
-@pytest.mark.parametrize(
-    "name", ["gate, normalised", pytest.param("rope", marks=pytest.mark.large)]
-)
+@pytest.mark.large
+@pytest.mark.parametrize("name", ["gate, normalised", "rope"])
 def test_exact_gradients_are_the_same_bits_on_torch_and_jax(name: str) -> None:
     jax = pytest.importorskip("jax")
     variant = VARIANTS[name]
