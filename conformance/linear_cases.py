@@ -49,19 +49,22 @@ VARIANTS = {
 }
 
 
-def attention(variant: Variant, arithmetic: str, **options: Any) -> Any:
+def attention(
+    variant: Variant, arithmetic: str, *, key_dim: int = _KEYS, **options: Any
+) -> linear.LinearAttention:
     """Return the library's description of a variant of the oracle."""
     rope = None
     if variant.rotary_dim:
         rope = rotary.RotaryEmbedding(
-            _KEYS,
+            key_dim,
+            base=variant.base,
             rotary_dim=variant.rotary_dim,
             layout=variant.layout,
             rotary_side=variant.rotary_side,
             xpos=None if variant.scale_base is None else rotary.XPos(variant.scale_base),
         )
     return linear.LinearAttention(
-        variant.feature_map,
+        variant.feature_map if variant.maps is None else variant.maps,
         rope=rope,
         placement=variant.placement,
         decay={None: None, "retnet": linear.RetNet(), "gate": "gate"}[variant.decay],
@@ -198,7 +201,8 @@ def _states() -> Iterable[FunctionCase]:
         cuts = (slice(0, 32), slice(32, 64), slice(64, 65), slice(65, 66))
         state, outputs = None, []
         for part in cuts:
-            out, state = attn.prefill(*(x[:, :, part, ...] for x in (q, k, v)), state)
+            here = [x[:, :, part, ...] for x in (q, k, v)]
+            out, state = attn.prefill(here[0], here[1], here[2], state)
             outputs.append(out)
         return tuple(outputs)
 

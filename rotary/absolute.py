@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rotary import backends, rotation
 from rotary.backends import Backend
-from rotary.checks import check_choice, count, whole
+from rotary.checks import check_bool, check_choice, count, whole
 from rotary.dtypes import dtype_name
 from rotary.embedding import RotaryEmbedding
 from rotary.host import (
@@ -257,8 +257,7 @@ def resample(
     backend = backends.owner_of(table, "table")
     compute = _check_table(table)
     check_choice("method", method, METHODS)
-    if not isinstance(align_corners, bool):
-        raise TypeError(f"align_corners: got {align_corners!r}, expected True or False")
+    check_bool("align_corners", align_corners)
     # operator.index makes a number of a length that torch.compile holds for variable.
     shape = tuple(map(operator.index, table.shape))
     old, new = (tuple(map(operator.index, n)) for n in _sizes(shape, size, grid, prefix))

@@ -81,9 +81,8 @@ def cos_sin(
         positions = read(positions, backend, "positions")
     both = backend.learned_tables(positions, inv_freq, axes, dtype)
     if both is None:
-        where = read(positions, backend, "positions")
-        check(where, inv_freq, axes)
-        host = on_host(where, backend.to_host(inv_freq), axes, dtype)
+        check(positions, inv_freq, axes)
+        host = on_host(positions, backend.to_host(inv_freq), axes, dtype)
         # A traced `like` gets the host's array, which does not meet it yet.
         both = backend.namespace(like).asarray(backend.to_device(host, like), copy=True)
     return both[0, ...], both[1, ...]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rotary.checks import check_choice, count, whole
+from rotary.checks import check_bool, check_choice, count, whole
 
 __all__ = ["Axial", "Sections", "grid"]
 
@@ -220,8 +220,7 @@ class Axial:
         given = range(self.count) if self.axis_order is None else self.axis_order
         put("axis_order", _permutation(given, self.count))
         for name in ("split_features", "in_turns"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}: got {getattr(self, name)!r}, expected True or False")
+            check_bool(name, getattr(self, name))
         if self.order == "cycled":
             _check_equal(self.sizes, self.sizes, "for axes that take turns")
         if self.frequencies == "dealt":
@@ -343,8 +342,7 @@ def grid(
     for name, side in zip(("height", "width"), sides[-2:], strict=True):
         if side % merge:
             raise ValueError(f"{name}: got {side}, expected a multiple of merge = {merge}")
-    if not isinstance(centered, bool):
-        raise TypeError(f"centered: got {centered!r}, expected True or False")
+    check_bool("centered", centered)
     start = _number("start", start)
     if centered and start != 0:
         raise ValueError(f"start: got {start} beside centered=True, expected 0")

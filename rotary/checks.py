@@ -38,6 +38,12 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Raise unless value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, expected True or False")
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise unless value is one of the choices."""
     if not isinstance(value, str) or value not in choices:

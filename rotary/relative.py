@@ -16,7 +16,7 @@ import numpy as np
 
 from rotary import backends, rotation
 from rotary.backends import Backend
-from rotary.checks import count, whole
+from rotary.checks import check_bool, count, whole
 from rotary.dtypes import WHOLE_DTYPES, dtype_name
 from rotary.host import delivered, wanted
 from rotary.softmax import (
@@ -336,7 +336,7 @@ def alibi_bias(
            [-1. , -0.5,  0. ]], dtype=float32)
     """
     like, backend, kind = wanted(like, dtype)
-    _check_bool("causal", causal)
+    check_bool("causal", causal)
     slopes = alibi_slopes(num_heads, like=like, dtype=kind)
     xp = backend.namespace(like)
     distances = _distances(query_length, key_length, offset, like, backend)
@@ -465,7 +465,7 @@ def _as_distances(distances: Any) -> Any:
 def _first_distances(num_buckets: int, max_distance: int, bidirectional: bool) -> list[int]:
     """Return the smallest distance of each bucket but the first, of one direction."""
     buckets, most = whole("num_buckets", num_buckets), whole("max_distance", max_distance)
-    _check_bool("bidirectional", bidirectional)
+    check_bool("bidirectional", bidirectional)
     least = 4 if bidirectional else 2
     if buckets < least or (bidirectional and buckets % 2):
         even = "an even number of " if bidirectional else ""
@@ -521,8 +521,3 @@ def _table(name: str, table: Any, features: int, operands: Operands) -> Any:
             f"{name}: got shape {shape}, expected (2c + 1, {features}), an odd number of rows"
         )
     return widened(name, table, operands)
-
-
-def _check_bool(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: got {value!r}, expected True or False")

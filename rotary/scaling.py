@@ -17,7 +17,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from numbers import Real
 from typing import Any, ClassVar, Protocol
 
-from rotary.checks import whole
+from rotary.checks import check_bool, whole
 from rotary.exact.words import TAU
 
 __all__ = ["NTK", "DynamicNTK", "Linear", "Llama3", "LongRoPE", "Proportional", "YaRN"]
@@ -232,8 +232,7 @@ class YaRN(_OfAnyLength):
         for name in ("mscale", "mscale_all_dim", "llama_4_scaling_beta"):
             if getattr(self, name) is not None:
                 _number(self, name)
-        if not isinstance(self.truncate, bool):
-            raise TypeError(f"truncate: got {self.truncate!r}, expected True or False")
+        check_bool("truncate", self.truncate)
 
     def scaled(
         self, radians: list[Decimal], base: Decimal, dim: int, seq_len: int

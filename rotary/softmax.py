@@ -16,7 +16,7 @@ import numpy as np
 
 from rotary import backends, rotation
 from rotary.backends import Backend
-from rotary.checks import positive
+from rotary.checks import check_bool, positive
 from rotary.dtypes import dtype_name, name_of_dtype
 
 
@@ -143,8 +143,7 @@ def read(q: Any, k: Any, v: Any, causal: bool, mask: Any, scale: float | None) -
     backend = backends.owner_of(q, "q")
     compute = rotation.compute_dtype("q", q)
     _check_shapes(q, k, v, backend)
-    if not isinstance(causal, bool):
-        raise TypeError(f"causal: got {causal!r}, expected True or False")
+    check_bool("causal", causal)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else positive("scale", scale)
     dtype = q.dtype
     if compute != dtype_name(q):

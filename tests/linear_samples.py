@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import rotary
+from rotary.conformance import linear_cases
 from rotary.conformance.linear_oracle import Variant
-from rotary.linear import LinearAttention, RetNet
+from rotary.linear import LinearAttention
 
 BATCH, HEADS, KV_HEADS, KEY_DIM, VALUE_DIM = 2, 4, 2, 8, 6
 SEQ, CHUNK = 70, 16
@@ -30,27 +30,10 @@ VARIANTS = {
 }
 
 
-def attention(variant: Variant, **options: Any) -> LinearAttention:
+def attention(variant: Variant, arithmetic: str = "fast", **options: Any) -> LinearAttention:
     """Return the library's description of a variant of the oracle."""
-    rope = None
-    if variant.rotary_dim:
-        rope = rotary.RotaryEmbedding(
-            KEY_DIM,
-            base=variant.base,
-            rotary_dim=variant.rotary_dim,
-            layout=variant.layout,
-            rotary_side=variant.rotary_side,
-            xpos=None if variant.scale_base is None else rotary.XPos(variant.scale_base),
-        )
-    return LinearAttention(
-        variant.feature_map if variant.maps is None else variant.maps,
-        rope=rope,
-        placement=variant.placement,
-        decay={None: None, "retnet": RetNet(), "gate": "gate"}[variant.decay],
-        normalize=variant.normalize,
-        eps=variant.eps if variant.normalize else None,
-        scale=variant.scale,
-        **{"chunk_size": CHUNK, **options},
+    return linear_cases.attention(
+        variant, arithmetic, key_dim=KEY_DIM, **{"chunk_size": CHUNK, **options}
     )
 
 

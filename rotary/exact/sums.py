@@ -7,6 +7,7 @@ would do.  Prefix sums double their reach in log2 n rounds and keep the rounding
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rotary.backends import Backend
@@ -65,8 +66,11 @@ def prefix(backend: Backend, x: Any, low: Any = None) -> tuple[Any, Any]:
     return x, low
 
 
-def kahan(backend: Backend, total: Any, low: Any, update: Any) -> tuple[Any, Any]:
-    """Return total + update and what its rounding left out, given what was left out before."""
-    step = settle(backend, update + low)
-    new = settle(backend, total + step)
-    return new, settle(backend, step - (new - total))
+def kahan(settle: Callable[[Any], Any], total: Any, low: Any, update: Any) -> tuple[Any, Any]:
+    """Return total + update and what its rounding left out, given what was left out before.
+
+    `settle` keeps a sum as the arithmetic at hand does.
+    """
+    step = settle(update + low)
+    new = settle(total + step)
+    return new, settle(step - (new - total))

@@ -21,10 +21,11 @@ from rotary import rotation
 from rotary.backends import Backend
 from rotary.cache import Cache
 from rotary.dtypes import dtype_name
+from rotary.exact.sums import kahan
 from rotary.linear.arithmetic import Arithmetic
 from rotary.linear.decays import LEAST, Weights, weights
 from rotary.linear.feature_maps import Elementwise
-from rotary.linear.state import kahan, two_words
+from rotary.linear.state import two_words
 
 
 class Form(NamedTuple):
@@ -270,7 +271,7 @@ def absorbed(a: Arithmetic, k: Any, v: Any, high: Any, low: Any, w: Weights) -> 
     if scales is not None:
         transposed = transposed * scales
     update = a.multiply(a.rows(transposed), values)
-    return kahan(a, _decayed(a, high, w), _decayed(a, low, w), update)
+    return kahan(a.settle, _decayed(a, high, w), _decayed(a, low, w), update)
 
 
 def _add(a: Arithmetic, sums: Sums, k: Features, v: Any, w: Weights) -> Sums:
@@ -280,7 +281,7 @@ def _add(a: Arithmetic, sums: Sums, k: Features, v: Any, w: Weights) -> Sums:
         weighted = k.plain if w.until is None else k.plain * w.until
         update = a.backend.namespace(weighted).matrix_transpose(a.sum(weighted, -2))
         before, before_low = (_decayed(a, x, w) for x in (sums.normaliser, sums.normaliser_low))
-        z = kahan(a, before, before_low, update)
+        z = kahan(a.settle, before, before_low, update)
     if sums.log_decay is not None:
         log = two_words((sums.log_decay, sums.log_decay_low), w.total)
     return Sums(high, low, *z, *log)

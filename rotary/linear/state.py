@@ -136,13 +136,6 @@ def _decay(backend: Backend, state: State) -> Any:
     return exact.exp(total) if dtype_name(total) == "float32" else xp.exp(total)
 
 
-def kahan(a: Any, high: Any, low: Any, update: Any) -> tuple[Any, Any]:
-    """Return high + low + update as a sum and what its rounding took (Kahan 1965)."""
-    update = a.settle(update + low)
-    total = a.settle(high + update)
-    return total, a.settle(update - (total - high))
-
-
 def check_state(name: str, state: Any) -> None:
     """Raise unless it is a state."""
     if not isinstance(state, State):
