@@ -426,12 +426,13 @@ def test_nothing_that_is_passed_in_changes(library: Any) -> None:
     given = arrays(library, sample(variant, 20))
     _, state = attn.prefill(*given[:3], **given.more)
     mask = library.array(np.tile(np.arange(20) % 3 > 0, (BATCH, 1)))
-    before = [np.array(host(x)) for x in (*given, *state)]
+    passed_in = [x for x in (*given, *state) if x is not None]
+    before = [np.array(host(x)) for x in passed_in]
     attn.prefill(*given[:3], state, key_mask=mask, **given.more)
     token = [x[:, :, :1, ...] for x in given[:3]]
     attn.step(*token, state, gate=given.gate[:, :, :1])
     combine(state, state)
-    for x, then in zip((*given, *state), before, strict=True):
+    for x, then in zip(passed_in, before, strict=True):
         assert np.array_equal(host(x), then)
 
 

@@ -32,7 +32,7 @@ GIVEN = sample(VARIANTS["gate"])
         ({"decay": "retnet"}, ValueError, "decay", "got 'retnet', expected None, rotary.linear"),
         ({"decay": RetNet}, ValueError, "decay", "expected None, rotary.linear.RetNet() or 'gate'"),
         ({"decay": "gate", "feature_map": "softmax"}, ValueError, "decay", "got 'gate' with"),
-        ({"update": "delta"}, ValueError, "update", "got 'delta', expected 'additive'"),
+        ({"update": "gamma"}, ValueError, "update", "got 'gamma', expected 'additive' or 'delta'"),
         ({"normalize": 1}, TypeError, "normalize", "got 1, expected None, True or False"),
         ({"feature_map": "identity"}, ValueError, "normalize", "got None with feature_map='ident"),
         ({"feature_map": np.abs}, ValueError, "normalize", "expected True or False: the features"),

@@ -92,6 +92,8 @@ def a_state(variant: Variant, array: Any, numerator: Any, normaliser: Any) -> St
         array(np.zeros(normaliser.shape)) if normalised else None,
         zero if decays else None,
         zero if decays else None,
+        None,
+        None,
         array(np.zeros(BATCH, np.int32)),
     )
 

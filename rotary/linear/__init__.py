@@ -2,6 +2,8 @@
 
 from rotary.linear.attention import LinearAttention
 from rotary.linear.decays import RetNet
+from rotary.linear.feature_maps import CosFormer
+from rotary.linear.random_features import FavorPlus
 from rotary.linear.state import State, combine
 
-__all__ = ["LinearAttention", "RetNet", "State", "combine"]
+__all__ = ["CosFormer", "FavorPlus", "LinearAttention", "RetNet", "State", "combine"]

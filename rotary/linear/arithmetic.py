@@ -83,6 +83,10 @@ class Arithmetic(Protocol):
         """Return 1/x."""
         ...
 
+    def rsqrt(self, x: Any, /) -> Any:
+        """Return 1/√x."""
+        ...
+
 
 @dataclass(frozen=True)
 class Fast:
@@ -133,6 +137,10 @@ class Fast:
         """Return 1/x: XLA makes a product with it of any division."""
         return 1.0 / x
 
+    def rsqrt(self, x: Any) -> Any:
+        """Return 1/√x."""
+        return 1.0 / self.backend.namespace(x).sqrt(x)
+
 
 @dataclass(frozen=True)
 class Exact(Products):
@@ -161,6 +169,10 @@ class Exact(Products):
     def reciprocal(self, x: Any) -> Any:
         """Return 1/x by Newton's iteration."""
         return elementary.reciprocal(self.backend, x)
+
+    def rsqrt(self, x: Any) -> Any:
+        """Return 1/√x by Newton's iteration."""
+        return elementary.rsqrt(self.backend, x)
 
 
 def running_sum(xp: Any, x: Any, axis: int) -> Any:

@@ -21,18 +21,19 @@ from rotary.dtypes import dtype_name
 from rotary.embedding import RotaryEmbedding
 from rotary.exact.products import LONGEST
 from rotary.linear import arithmetic as _arithmetic
-from rotary.linear import feature_maps, operation, packing
-from rotary.linear.chunks import Inputs, Sums
+from rotary.linear import feature_maps, operation, packing, segments
+from rotary.linear.chunks import LOWEST, Inputs, Sums
 from rotary.linear.decays import RetNet, log_factors, of_heads
-from rotary.linear.feature_maps import ELEMENTWISE
-from rotary.linear.inputs import Sizes, check_mask, read_gate, read_sizes
+from rotary.linear.feature_maps import CosFormer
+from rotary.linear.inputs import Sizes, check_mask, read_beta, read_gate, read_sizes
 from rotary.linear.operation import Settings
-from rotary.linear.placement import Placed, Tables, look_up, place
+from rotary.linear.placement import Placed, Tables, check_below, look_up, place
+from rotary.linear.random_features import FavorPlus
 from rotary.linear.state import State, check_given, check_place, check_state
 from rotary.rotation import rotate_aligned
 
 PLACEMENTS = ("numerator", "both", "before_map")
-UPDATES = ("additive",)
+UPDATES = ("additive", "delta")
 EPS = 1e-6
 
 
@@ -45,28 +46,31 @@ class LinearAttention:
 
     Parameters
     ----------
-    feature_map : {"elu+1", "relu", "relu2", "identity", "exp", "softmax"} or callable
-        φ of queries and keys.  ``"elu+1"`` is max(x, 0) + exp(min(x, 0)), ``"relu2"`` relu(x)²,
-        ``"exp"`` e^x, which stays at e^32 from x = 32 on, where products and sums would leave
-        float32.  ``"softmax"`` is over the features of a query and over the tokens of a key:
-        bidirectional only, since a key's features depend on all tokens.  A callable is given
-        (batch, heads, seq, key_dim) in the compute dtype and returns (batch, heads, seq, features);
-        two descriptions are equal if theirs is the same object.
+    feature_map : str, FavorPlus(...), CosFormer(...) or callable
+        φ of queries and keys; see the table of maps below.  A callable is given (batch, heads, seq,
+        key_dim) in the compute dtype and returns (batch, heads, seq, features); two descriptions
+        are equal if theirs is the same object.
     rope : RotaryEmbedding, optional
         Rotation of queries and keys, of any kind, XPos included; but none whose frequencies depend
-        on the length, since a state holds rotated keys.
+        on the length, since a state holds rotated keys.  Its head_dim is the number of features,
+        or key_dim with ``placement="before_map"``.
     placement : {"numerator", "both", "before_map"}
         Where the rotation goes; see the table below.
     decay : None, RetNet() or "gate"
         What multiplies the state before a token is added: nothing, RetNet's fixed factor of a head,
-        or e^g with log gates g that every call is given.
-    update : {"additive"}
-        How a token changes the state.
+        or e^g with log gates g that every call is given: one a head (Mamba-2) or one for each
+        channel of the keys (GLA).
+    update : {"additive", "delta"}
+        How a token changes the state.  The delta rule (DeltaNet, arXiv 2406.06484; gated, arXiv
+        2412.06464) takes out what the state holds for a key before it adds:
+        S ← e^g S,  S ← S + β k (v − Sᵀ k)ᵀ, with β that every call is given.  With ‖k‖ = 1, as
+        ``"l2norm"`` makes keys, and 0 ≤ β ≤ 1 it replaces a share β of it; larger βk·k can grow.
     normalize : bool, optional
         Whether to divide by Σ φ(q)·φ(k) + ε.  By default, yes for the additive update without
-        decay, no otherwise.  Where that sum can be negative or vanish, because the map has a sign
-        or the rotation is in it ("identity", a callable, ``placement="both"``), the default
-        refuses and the choice has to be made: in float32, a signed map gave outputs of 608.
+        decay, no otherwise; the delta rule has none.  Where that sum can be negative or vanish,
+        because the map has a sign or the rotation is in it ("identity", "l2norm", a callable,
+        ``placement="both"``), the default refuses and the choice has to be made: in float32, a
+        signed map gave outputs of 608.
         ``"softmax"`` is normalised already.
     eps : float, optional
         ε ≥ 0, added to the sum in the compute dtype; 1e-6 by default, as in fast-transformers, the
@@ -83,6 +87,24 @@ class LinearAttention:
 
     Notes
     -----
+    ==============  ============================================================================
+    feature_map     φ(x)
+    ==============  ============================================================================
+    "elu+1"         max(x, 0) + exp(min(x, 0)) (Katharopoulos et al.)
+    "relu"          relu(x)
+    "relu2"         relu(x)²
+    "identity"      x
+    "exp"           e^x; e^32 from x = 32 on, where products and sums would leave float32
+    "l2norm"        x (Σx² + 10^−6)^(−1/2), as in Qwen3-Next
+    "taylor"        [1, x/D^(1/4), x_i²/√2D, x_i x_j/√D for i < j]: φ(q)·φ(k) = 1 + s + s²/2,
+                    s = q·k/√D (Based, arXiv 2402.18668, with each product of two features once)
+    FavorPlus(m)    random features of exp(q·k/√D); sums are relative to a running maximum of
+                    theirs, and so is ε (Performer, arXiv 2009.14794)
+    CosFormer(M)    relu(x)·cos(πp/2M), relu(x)·sin(πp/2M) at position p < M
+    "softmax"       over the features of a query and over the tokens of a key, bidirectional
+                    only (Efficient Attention, arXiv 1812.01243)
+    ==============  ============================================================================
+
     ============  ===========================  =====================================================
     placement     rotates                      what it costs
     ============  ===========================  =====================================================
@@ -132,7 +154,7 @@ class LinearAttention:
     True
     """
 
-    feature_map: str | Callable[[Any], Any] = "elu+1"
+    feature_map: str | FavorPlus | CosFormer | Callable[[Any], Any] = "elu+1"
     _: KW_ONLY
     rope: RotaryEmbedding | None = None
     placement: str = "numerator"
@@ -145,18 +167,22 @@ class LinearAttention:
     arithmetic: str = "fast"
     # Kept here since compilers that read the call do not follow decimal arithmetic.
     _log_factors: tuple[Any, ...] = field(init=False, repr=False, compare=False, default=())
+    _turns: RotaryEmbedding | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        if not callable(self.feature_map):
+        if not callable(self.feature_map) and not isinstance(
+            self.feature_map, FavorPlus | CosFormer
+        ):
             check_choice("feature_map", self.feature_map, feature_maps.NAMES)
         check_choice("placement", self.placement, PLACEMENTS)
         check_choice("update", self.update, UPDATES)
         check_choice("arithmetic", self.arithmetic, _arithmetic.NAMES)
         self._check_rope()
         self._check_decay()
+        self._check_update()
         put("chunk_size", whole("chunk_size", self.chunk_size))
         if self.arithmetic == "exact" and self.chunk_size > LONGEST:
             raise ValueError(
@@ -167,6 +193,10 @@ class LinearAttention:
         put("eps", self._eps())
         if isinstance(self.decay, RetNet):
             put("_log_factors", (log_factors(24), log_factors(53)))
+        if isinstance(self.feature_map, CosFormer):
+            put("_turns", RotaryEmbedding(2, inv_freq=(self.feature_map.inv_freq,)))
+        else:
+            put("_turns", self.rope)
         put("scale", 1.0 if self.scale is None else _finite("scale", self.scale))
 
     def _check_rope(self) -> None:
@@ -180,6 +210,11 @@ class LinearAttention:
         if not isinstance(self.rope, RotaryEmbedding):
             raise TypeError(
                 f"rope: got {self.rope!r}, expected None or rotary.RotaryEmbedding(...)"
+            )
+        if isinstance(self.feature_map, CosFormer):
+            raise ValueError(
+                f"rope: got one with feature_map={self.feature_map!r}, expected None: that map is "
+                f"a rotation itself"
             )
         if self.rope.scaling is not None and self.rope.scaling.needs_length:
             raise ValueError(
@@ -199,16 +234,37 @@ class LinearAttention:
                 f"decay: got {self.decay!r} with feature_map='softmax', expected None: it is "
                 f"bidirectional"
             )
+        if isinstance(self.feature_map, FavorPlus):
+            raise ValueError(
+                f"decay: got {self.decay!r} with feature_map={self.feature_map!r}, expected None: "
+                f"what is relative to a maximum of all tokens does not decay"
+            )
+
+    def _check_update(self) -> None:
+        if self.update == "delta" and (
+            self.feature_map == "softmax" or isinstance(self.feature_map, FavorPlus)
+        ):
+            raise ValueError(
+                f"update: got 'delta' with feature_map={self.feature_map!r}, expected 'additive'"
+            )
 
     def _normalized(self) -> bool:
         chosen: Any = self.normalize
         if chosen is not None:
             if not isinstance(chosen, bool):
                 raise TypeError(f"normalize: got {chosen!r}, expected None, True or False")
+            if chosen and self.update == "delta":
+                raise ValueError("normalize: got True with update='delta', expected False")
+            if not chosen and isinstance(self.feature_map, FavorPlus):
+                raise ValueError(
+                    f"normalize: got False with feature_map={self.feature_map!r}, expected True: "
+                    f"the sums are relative to a maximum, which the division takes out again"
+                )
             return chosen
         if self.decay is not None or self.update != "additive" or self.feature_map == "softmax":
             return False
-        if callable(self.feature_map) or not ELEMENTWISE[self.feature_map].positive:
+        outside = callable(self.feature_map)
+        if outside or not feature_maps.named(feature_maps.token(self.feature_map)).positive:
             raise ValueError(
                 f"normalize: got None with feature_map={self.feature_map!r}, expected True or "
                 f"False: the features may be negative, so that the divisor may vanish"
@@ -258,10 +314,10 @@ class LinearAttention:
             False for tokens that take no part, padding for one: their keys and values are
             selected away, whatever they hold, they do not decay the state and are not counted in
             the positions, so that the other rows are what they are without them.
-        gate : array, shape (batch, kv_heads, seq), optional
+        gate : array, shape (batch, kv_heads, seq) or (batch, kv_heads, seq, features), optional
             Log gates ≤ 0, with ``decay="gate"``; in traced programs, those above 0 become NaN.
-        beta : None
-            For updates other than the additive one.
+        beta : array, shape (batch, kv_heads, seq), optional
+            What the delta rule multiplies by, with ``update="delta"``.
         positions : array or list, shape (seq,) or (batch, seq), optional
             Of the tokens, as :class:`rotary.RotaryEmbedding` takes them; 0, 1, … by default.
         cu_seqlens : array or list, shape (sequences + 1,), optional
@@ -282,6 +338,8 @@ class LinearAttention:
         """
         if not causal and self.decay is not None:
             raise ValueError(f"causal: got False with decay={self.decay!r}, expected True")
+        if not causal and self.update != "additive":
+            raise ValueError(f"causal: got False with update={self.update!r}, expected True")
         return self._attend(
             q, k, v, None, causal, key_mask, gate, beta, positions, cu_seqlens, keep=False
         )[0]
@@ -411,7 +469,8 @@ class LinearAttention:
         array([[[[5., 5.],
                  [5., 5.]]]], dtype=float32)
         """
-        if self.rope is not None and positions is None:
+        rotates = self.rope is not None or isinstance(self.feature_map, CosFormer)
+        if rotates and positions is None:
             raise ValueError(
                 "positions: got None, expected those of the tokens in the whole sequence: a "
                 "segment does not know where it begins"
@@ -438,8 +497,10 @@ class LinearAttention:
         keep: bool,
     ) -> tuple[Any, State | None]:
         """Return the outputs (None without q), and the state after them if it is to be kept."""
-        if beta is not None:
-            raise ValueError(f"beta: got an array with update={self.update!r}, expected None")
+        if (beta is None) != (self.update != "delta"):
+            came = "None" if beta is None else "an array"
+            wanted = "what the rule multiplies by" if beta is None else "None"
+            raise ValueError(f"beta: got {came} with update={self.update!r}, expected {wanted}")
         if (gate is None) != (self.decay != "gate"):
             came = "None" if gate is None else "an array"
             wanted = "log gates" if gate is None else "None"
@@ -452,11 +513,25 @@ class LinearAttention:
         sizes = read_sizes(q, k, v, self.arithmetic)
         if cu_seqlens is not None:
             return packing.attend(
-                self, q, k, v, state, causal, key_mask, gate, positions, cu_seqlens, sizes, keep
+                self,
+                q,
+                k,
+                v,
+                state,
+                causal,
+                key_mask,
+                gate,
+                beta,
+                positions,
+                cu_seqlens,
+                sizes,
+                keep,
             )
         if key_mask is not None:
             check_mask(key_mask, k, sizes)
-        return self._attend_checked(q, k, v, state, causal, key_mask, gate, positions, sizes, keep)
+        return self._attend_checked(
+            q, k, v, state, causal, key_mask, gate, beta, positions, sizes, keep
+        )
 
     def _attend_checked(
         self,
@@ -467,6 +542,7 @@ class LinearAttention:
         causal: bool,
         key_mask: Any,
         gate: Any,
+        beta: Any,
         positions: Any,
         sizes: Sizes,
         keep: bool,
@@ -479,29 +555,37 @@ class LinearAttention:
             check_place(state, k)
         placed, tables = self._place(positions, key_mask, state, sizes, k, keep)
         mask = None if key_mask is None else xp.reshape(key_mask, (sizes.batch, 1, 1, sizes.seq, 1))
-        log_gate, log_gate_low = self._gates(gate, mask, sizes, k)
         q, k = self._mapped(a, q, k, mask, tables, sizes)
-        features = k.shape[-1]
-        if self.rope is not None and self.rope.head_dim != features:
+        settings = self._settings(causal, sizes, dtype_name(k if q is None else q))
+        features = feature_maps.named(settings.feature_map).width(k.shape[-1])
+        rotated = sizes.key_dim if self.placement == "before_map" else features
+        if self.rope is not None and self.rope.head_dim != rotated:
             raise ValueError(
                 f"rope: got head_dim = {self.rope.head_dim}, expected the number of features that "
-                f"it rotates, {features}"
+                f"it rotates, {rotated}"
             )
+        log_gate, log_gate_low = self._gates(gate, mask, sizes, k, features)
         if self.arithmetic == "exact" and features > LONGEST:
             raise ValueError(
                 f"k: got {features} features with arithmetic='exact', expected at most {LONGEST}"
             )
-        sums = self._sums(state, features, sizes, k, keep)
-        settings = self._settings(causal, sizes, dtype_name(k if q is None else q))
+        by_channel = log_gate is not None and log_gate.shape[-1] != 1
+        sums = self._sums(state, features, by_channel, sizes, k, keep)
+        if beta is not None:
+            beta = read_beta(beta, k, sizes)
+            beta = beta if mask is None else xp.where(mask[:, :, 0, ...], beta, xp.zeros_like(beta))
+        if q is None and self.update == "delta":
+            v, sums = segments.with_transition(v, sums, backend)
         group = sizes.heads // sizes.kv_heads
         inputs = Inputs(
             None
             if q is None
-            else xp.reshape(q, (sizes.batch, sizes.kv_heads, group, sizes.seq, features)),
+            else xp.reshape(q, (sizes.batch, sizes.kv_heads, group, sizes.seq, q.shape[-1])),
             k[:, :, None, ...],
             v,
             log_gate,
             log_gate_low,
+            beta,
             mask,
             *(Tables() if settings.rotate is None else tables),
         )
@@ -513,8 +597,11 @@ class LinearAttention:
                 # A map that was taken before gives wide queries.
                 out = out if out.dtype == v.dtype else backend.narrow(out, v.dtype)
         else:
-            out, after = xp.broadcast_to(v[:, :1, ...], shape), sums
-        return out, (None if placed is None or not keep else _state(after, placed.after))
+            out, after = None if q is None else xp.broadcast_to(v[:, :1, ...], shape), sums
+        if placed is None or not keep:
+            return out, None
+        segment = None if q is not None or self.update != "delta" else sizes.value_dim
+        return out, self._state(after, placed.after, segment)
 
     def _place(
         self,
@@ -525,22 +612,29 @@ class LinearAttention:
         like: Any,
         keep: bool,
     ) -> tuple[Placed | None, Tables]:
-        if self.rope is None and not keep:
+        rope = self._turns
+        if rope is None and not keep:
             return None, Tables()
         start = None if state is None else state.position
-        placed = place(self.rope, positions, key_mask, start, sizes, like)
-        if self.rope is None:
+        placed = place(rope, positions, key_mask, start, sizes, like)
+        if rope is None:
             return placed, Tables()
-        return placed, look_up(self.rope, placed, sizes, like)
+        pairs = None
+        if isinstance(self.feature_map, CosFormer):
+            check_below(placed, self.feature_map.length, sizes.backend)
+            pairs = sizes.key_dim
+        return placed, look_up(rope, placed, sizes, like, pairs)
 
-    def _gates(self, gate: Any, mask: Any, sizes: Sizes, like: Any) -> tuple[Any, Any]:
-        """Return log gates in two words, (1 or batch, kv_heads, seq, 1)."""
+    def _gates(
+        self, gate: Any, mask: Any, sizes: Sizes, like: Any, features: int
+    ) -> tuple[Any, Any]:
+        """Return log gates in two words, (1 or batch, kv_heads, seq, 1 or features)."""
         if self.decay is None:
             return None, None
         backend = sizes.backend
         xp = backend.namespace(like)
         if self.decay == "gate":
-            words = [read_gate(gate, like, sizes)]
+            words = [read_gate(gate, like, sizes, features)]
         else:
             assert isinstance(self.decay, RetNet)
             pairs = self._log_factors[0 if sizes.dtype == "float32" else 1]
@@ -596,67 +690,96 @@ class LinearAttention:
         return q, k
 
     def _settings(self, causal: bool, sizes: Sizes, input_dtype: str) -> Settings:
+        rope = self._turns
         outside = callable(self.feature_map) or self.feature_map == "softmax"
-        rotate = None if self.rope is None else self.placement
+        rotate = None if rope is None else self.placement
+        if isinstance(self.feature_map, CosFormer):
+            rotate = "both"
         return Settings(
             self.arithmetic,
             input_dtype,
             sizes.dtype,
             self.chunk_size,
             causal,
-            "identity" if outside else str(self.feature_map),
+            "identity" if outside else feature_maps.token(self.feature_map),
             # Before a map that was taken already it was rotated already.
             None if outside and rotate == "before_map" else rotate,
-            "half" if self.rope is None else self.rope.layout,
-            "leading" if self.rope is None else self.rope.rotary_side,
+            "half" if rope is None else rope.layout,
+            "leading" if rope is None else rope.rotary_side,
             self.scale,
             self.eps,
             self.decay == "gate",
+            self.update == "delta",
         )
 
     def _sums(
-        self, state: State | None, features: int, sizes: Sizes, like: Any, keep: bool
+        self,
+        state: State | None,
+        features: int,
+        by_channel: bool,
+        sizes: Sizes,
+        like: Any,
+        keep: bool,
     ) -> Sums:
-        """Return the sums to begin with: those of a checked state, or zeros."""
+        """Return the sums to begin with: those of a checked state, or of no token."""
         shape = (sizes.batch, sizes.kv_heads, features, sizes.value_dim)
-        decays = self.decay is not None
+        delta = self.update == "delta"
+        logs = None if self.decay is None or delta else shape[: 3 if by_channel else 2]
         expected = State(
             numerator=shape,
             numerator_low=shape,
             normaliser=shape[:3] if self.normalize else None,
             normaliser_low=shape[:3] if self.normalize else None,
-            log_decay=shape[:2] if decays else None,
-            log_decay_low=shape[:2] if decays else None,
+            log_decay=logs,
+            log_decay_low=logs,
+            transition=(*shape[:2], 0, 0) if delta else None,
+            maximum=shape[:2] if isinstance(self.feature_map, FavorPlus) else None,
             position=shape[:1],
         )
-        xp = sizes.backend.namespace(like)
-        fields: list[Any] = list(expected[:-1])
         if state is None:
-            for i, each in enumerate(fields):
-                if each is not None:
-                    zeros = np.zeros(each, sizes.dtype)
-                    fields[i] = xp.asarray(sizes.backend.to_device(zeros, like))
+            start = expected._replace(transition=None, position=None)
+            fields: list[Any] = [
+                None if each is None else _filled(each, LOWEST * (name == "maximum"), sizes, like)
+                for name, each in zip(State._fields, start, strict=True)
+            ]
         else:
+            if delta and state.transition is not None:  # what came before is no matter any more
+                state = state._replace(transition=state.transition[..., :0, :0])
             check_given(state, expected, sizes.dtype, like)
-            fields = list(state[:-1])
-        high, low, z, z_low, log, log_low = fields
+            fields = list(state)
+        high, low, z, z_low, log, log_low, _, maximum, _ = fields
         if z is not None:
             z, z_low = z[..., None], z_low[..., None]
+        if maximum is not None:
+            maximum = maximum[..., None, None]
         if not keep:
             log = log_low = None
         elif log is not None:
-            log, log_low = log[..., None, None], log_low[..., None, None]
-        return Sums(high, low, z, z_low, log, log_low)
+            if not by_channel:
+                log, log_low = log[..., None], log_low[..., None]
+            log, log_low = log[..., None, :], log_low[..., None, :]
+        return Sums(high, low, z, z_low, log, log_low, maximum)
+
+    def _state(self, sums: Sums, position: Any, segment: int | None) -> State:
+        """Return the state of the sums after a call, for a segment by its value_dim."""
+        high, low, z, z_low, log, log_low, maximum = sums
+        transition = high[..., :0, :0] if self.update == "delta" else None
+        if segment is not None:
+            high, low, transition = segments.split(high, low, segment)
+        if z is not None:
+            z, z_low = z[..., 0], z_low[..., 0]
+        if maximum is not None:
+            maximum = maximum[..., 0, 0]
+        if log is not None:
+            log, log_low = log[..., 0, :], log_low[..., 0, :]
+            if log.shape[-1] == 1:
+                log, log_low = log[..., 0], log_low[..., 0]
+        return State(high, low, z, z_low, log, log_low, transition, maximum, position)
 
 
-def _state(sums: Sums, position: Any) -> State:
-    """Return the state of the sums after a call."""
-    z, z_low, log, log_low = sums[2:]
-    if z is not None:
-        z, z_low = z[..., 0], z_low[..., 0]
-    if log is not None:
-        log, log_low = log[..., 0, 0], log_low[..., 0, 0]
-    return State(sums.numerator, sums.numerator_low, z, z_low, log, log_low, position)
+def _filled(shape: tuple[int, ...], value: float, sizes: Sizes, like: Any) -> Any:
+    host = np.full(shape, value, sizes.dtype)
+    return sizes.backend.namespace(like).asarray(sizes.backend.to_device(host, like))
 
 
 def _check_features(name: str, features: Any, x: Any) -> None:

@@ -4,9 +4,11 @@ Causal, a chunk of C tokens with the state S of all before it (GLA, arXiv 2312.0
 
     o = (Q ⊙ e^c) S + [(Q Kᵀ) ⊙ L] V,   S ← e^{c_C} S + (K ⊙ e^{c_C − c})ᵀ V,   L_ij = e^{c_i − c_j}
 
-A chunk of all tokens is the parallel form, a chunk of one token the recurrent form.  Bidirectional:
-first the sums over all tokens, then o = Q S.  Feature map and rotation are taken inside the chunk,
-so that memory holds inputs and outputs only.
+The delta rule is the same with β_t (v_t − S_{t−1}ᵀ k_t), what it really adds, in place of v_t; a
+triangular system of the chunk gives them all (Yang et al., arXiv 2406.06484, section 3.2; gated,
+arXiv 2412.06464, section 3.3).  A chunk of all tokens is the parallel form, a chunk of one token
+the recurrent form.  Bidirectional: first the sums over all tokens, then o = Q S.  Feature map and
+rotation are taken inside the chunk, so that memory holds inputs and outputs only.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from rotary.backends import Backend
 from rotary.cache import Cache
 from rotary.dtypes import dtype_name
 from rotary.exact.sums import kahan
+from rotary.linear import halves
 from rotary.linear.arithmetic import Arithmetic
 from rotary.linear.decays import LEAST, Weights, weights
-from rotary.linear.feature_maps import Elementwise
+from rotary.linear.feature_maps import Map
 from rotary.linear.state import two_words
 
 
@@ -36,7 +39,7 @@ class Form(NamedTuple):
     """Compute dtype."""
     chunk_size: int
     causal: bool
-    feature_map: Elementwise
+    feature_map: Map
     rotate: str | None
     """Placement of the rotation; None without one."""
     layout: str
@@ -46,6 +49,8 @@ class Form(NamedTuple):
     """None without the normaliser."""
     decays: bool
     """Whether there are log gates that a gradient passes through."""
+    delta: bool
+    """Whether the update is the delta rule's."""
 
 
 class Inputs(NamedTuple):
@@ -58,8 +63,10 @@ class Inputs(NamedTuple):
     v: Any
     """(batch, kv_heads, seq, value_dim)."""
     gate: Any = None
-    """Log gates, (1 or batch, kv_heads, seq, 1), in the compute dtype."""
+    """Log gates, (1 or batch, kv_heads, seq, 1 or features), in the compute dtype."""
     gate_low: Any = None
+    beta: Any = None
+    """(batch, kv_heads, seq, 1), in the compute dtype."""
     mask: Any = None
     """Whether a token takes part, (batch, 1, 1, seq, 1)."""
     cos: Any = None
@@ -79,8 +86,10 @@ class Sums(NamedTuple):
     """(batch, kv_heads, features, 1), or None."""
     normaliser_low: Any
     log_decay: Any = None
-    """(batch, kv_heads, 1, 1), or None without decay."""
+    """(batch, kv_heads, 1, 1 or features), or None without decay."""
     log_decay_low: Any = None
+    maximum: Any = None
+    """(batch, kv_heads, 1, 1): of the random features so far, which the sums are relative to."""
 
 
 class Features(NamedTuple):
@@ -90,10 +99,22 @@ class Features(NamedTuple):
     plain: Any
 
 
+class Keys(NamedTuple):
+    """What a chunk adds to the sums, (batch, kv_heads, C, …)."""
+
+    k: Features
+    v: Any
+    gate: tuple[Any, Any]
+    maximum: Any
+    """Running maximum of the random features, (…, C, 1), or None."""
+
+
 def run(form: Form, inputs: Inputs, sums: Sums) -> tuple[Any, Sums]:
     """Return outputs (batch, kv_heads, group, seq, value_dim), and the sums to carry on."""
     if form.causal:
         return over_chunks(form, partial(_causal, form), sums, inputs)
+    if form.feature_map.logarithmic:
+        sums = sums._replace(maximum=topmost(form, inputs, sums))
     _, sums = over_chunks(form, partial(_absorb, form), sums, inputs._replace(q=None))
     queries = Inputs(inputs.q, None, None, cos=inputs.cos, sin=inputs.sin)
     out, _ = over_chunks(form, partial(_read, form), sums, queries)
@@ -158,28 +179,42 @@ def _unstack(xp: Any, x: Any) -> Any:
 
 def _causal(form: Form, sums: Sums, chunk: Inputs) -> tuple[Sums, Any]:
     a = form.arithmetic
-    q = features(form, chunk.q, chunk.cos, chunk.sin, None, form.scale)
-    k, v = keys_and_values(form, chunk)
-    w = chunk_weights(form, chunk.gate, chunk.gate_low, v)
+    q = queries(form, chunk)
+    k, v, gate, maximum = keys(form, chunk, sums.maximum)
+    w = chunk_weights(form, gate, v)
+    if form.delta:
+        v = added(form, k.rotated, v, chunk.beta, sums.numerator, w)
     out, scores = attend(a, q.rotated, k.rotated, v, sums.numerator, w)
     if form.eps is not None:
         if q.plain is not q.rotated:
-            scores = a.multiply(a.rows(fold(a, q.plain)), a.rows_transposed(k.plain))
+            scores = scores_of(a, q.plain, k.plain, w)
         total = denominators(a, scores, q.plain, sums.normaliser, w)
         out = a.settle(out * a.reciprocal(total + form.eps))
-    return _add(a, sums, k, v, w), narrow(form, out, chunk.q)
+    return _add(a, sums, k, v, w, maximum), narrow(form, out, chunk.q)
 
 
 def _absorb(form: Form, sums: Sums, chunk: Inputs) -> tuple[Sums, None]:
     a = form.arithmetic
-    k, v = keys_and_values(form, chunk)
-    w = chunk_weights(form, chunk.gate, chunk.gate_low, v)
-    return _add(a, sums, k, v, w), None
+    k, v, gate, maximum = keys(form, chunk, sums.maximum)
+    w = chunk_weights(form, gate, v)
+    if form.delta:
+        v = added(form, k.rotated, v, chunk.beta, sums.numerator, w)
+    return _add(a, sums, k, v, w, maximum), None
+
+
+def topmost(form: Form, inputs: Inputs, sums: Sums) -> Any:
+    """Return the maximum of the random features of all tokens, (batch, kv_heads, 1, 1)."""
+
+    def step(maximum: Any, chunk: Inputs) -> tuple[Any, None]:
+        found = keys(form, chunk, maximum).maximum
+        return found[..., -1:, :], None
+
+    return over_chunks(form, step, sums.maximum, inputs._replace(q=None))[1]
 
 
 def _read(form: Form, sums: Sums, chunk: Inputs) -> tuple[Sums, Any]:
     a = form.arithmetic
-    q = features(form, chunk.q, chunk.cos, chunk.sin, None, form.scale)
+    q = queries(form, chunk)
     out = past(a, q.rotated, sums.numerator)
     if form.eps is not None:
         total = past(a, q.plain, sums.normaliser)
@@ -187,17 +222,33 @@ def _read(form: Form, sums: Sums, chunk: Inputs) -> tuple[Sums, Any]:
     return sums, narrow(form, out, chunk.q)
 
 
-def features(form: Form, x: Any, cos: Any, sin: Any, mask: Any, scale: float = 1.0) -> Features:
-    """Return the features of queries or keys, (batch, kv_heads, group, C, features)."""
+def queries(form: Form, chunk: Inputs) -> Features:
+    """Return the features of queries, (batch, kv_heads, group, C, features)."""
+    y = mapped(form, chunk.q, chunk.cos, chunk.sin)
+    if form.feature_map.logarithmic:
+        top = form.arithmetic.backend.namespace(y).max(y, axis=-1, keepdims=True)
+        y = relative_exp(form, y, top)
+    return _rotated(form, y * form.scale if form.scale != 1.0 else y, chunk.cos, chunk.sin)
+
+
+def mapped(form: Form, x: Any, cos: Any, sin: Any) -> Any:
+    """Return what the feature map makes of x."""
     a = form.arithmetic
     x = a.enter(widen(form, x))
     if form.rotate == "before_map":
         x = turn(form, x, cos, sin)
-    y = form.feature_map.of(a, x)
-    if scale != 1.0:
-        y = y * scale
-    if mask is not None:  # after the map: φ(0) need not be 0
-        y = a.backend.namespace(y).where(mask, y, _zeros(a, y))
+    return form.feature_map.of(a, x)
+
+
+def relative_exp(form: Form, y: Any, top: Any) -> Any:
+    """Return features^(−½) e^{y − top}."""
+    a = form.arithmetic
+    difference = y - top
+    xp = a.backend.namespace(y)
+    return a.exp(xp.minimum(difference, xp.zeros_like(difference))) * y.shape[-1] ** -0.5
+
+
+def _rotated(form: Form, y: Any, cos: Any, sin: Any) -> Features:
     if form.rotate == "numerator":
         return Features(turn(form, y, cos, sin), y)
     if form.rotate == "both":
@@ -222,17 +273,82 @@ def turn(form: Form, x: Any, cos: Any, sin: Any, inverse: bool = False) -> Any:
     )
 
 
-def keys_and_values(form: Form, chunk: Inputs) -> tuple[Features, Any]:
-    """Return the features of keys and the values, (batch, kv_heads, C, …); masked ones are 0."""
+def key_tables(inputs: Inputs) -> tuple[Any, Any]:
+    """Return the tables that keys are rotated by."""
+    if inputs.key_cos is None:
+        return inputs.cos, inputs.sin
+    return inputs.key_cos, inputs.key_sin
+
+
+def keys(form: Form, chunk: Inputs, maximum: Any) -> Keys:
+    """Return what tokens add to the sums, which are relative to a maximum; masked ones are 0."""
     a = form.arithmetic
-    cos, sin = (chunk.cos, chunk.sin) if chunk.key_cos is None else (chunk.key_cos, chunk.key_sin)
-    k = features(form, chunk.k, cos, sin, chunk.mask)
+    cos, sin = key_tables(chunk)
+    gate = (chunk.gate, chunk.gate_low)
+    y = mapped(form, chunk.k, cos, sin)
+    where = a.backend.namespace(y).where
+    if form.feature_map.logarithmic:
+        tops = a.backend.namespace(y).max(y, axis=-1, keepdims=True)
+        if chunk.mask is not None:
+            tops = where(chunk.mask, tops, _zeros(a, tops) + LOWEST)
+        maximum, growth = running_maximum(a, tops[:, :, 0, ...], maximum)
+        y = relative_exp(form, y, maximum[:, :, None, ...])
+        gate = (growth if form.causal else None, None)
+    if chunk.mask is not None:  # after the map: φ(0) need not be 0
+        y = where(chunk.mask, y, _zeros(a, y))
+    k = _rotated(form, y, cos, sin)
     rotated = k.rotated[:, :, 0, ...]
     k = Features(rotated, rotated if k.plain is k.rotated else k.plain[:, :, 0, ...])
     v = a.enter(widen(form, chunk.v))
     if chunk.mask is not None:
-        v = a.backend.namespace(v).where(chunk.mask[:, :, 0, ...], v, _zeros(a, v))
-    return k, v
+        v = where(chunk.mask[:, :, 0, ...], v, _zeros(a, v))
+    return Keys(k, v, gate, maximum)
+
+
+def running_maximum(a: Arithmetic, tops: Any, before: Any) -> tuple[Any, Any]:
+    """Return the maximum up to each token, (…, C, 1), and the log of what it makes of the sums."""
+    xp = a.backend.namespace(tops)
+    first = xp.maximum(before, tops[..., :1, :])
+    found, step = xp.concat([first, tops[..., 1:, :]], axis=-2), 1
+    while step < found.shape[-2]:
+        later = xp.maximum(found[..., step:, :], found[..., :-step, :])
+        found = xp.concat([found[..., :step, :], later], axis=-2)
+        step *= 2
+    return found, xp.concat([before, found[..., :-1, :]], axis=-2) - found
+
+
+def added(form: Form, k: Any, v: Any, beta: Any, state: Any, w: Weights) -> Any:
+    """Return what the delta rule adds in place of v: β_t (v_t − (e^{g_t} S_{t−1})ᵀ k_t)."""
+    a = form.arithmetic
+    return a.settle(a.product(residuals(form, k, v, beta, state, w), beta))
+
+
+def residuals(form: Form, k: Any, v: Any, beta: Any, state: Any, w: Weights) -> Any:
+    """Return r_t = v_t − (e^{g_t} S_{t−1})ᵀ k_t, (batch, kv_heads, C, value_dim).
+
+    r_t + Σ_{j<t} (k_t·k_j) e^{c_t − c_j} β_j r_j = v_t − (e^{c_t} S)ᵀ k_t with S before the chunk.
+    """
+    a = form.arithmetic
+    decayed = k if w.since is None else k * w.since
+    rest = a.settle(v - a.multiply(a.rows(decayed), a.columns(state)))
+    lower = triangle(form, v)
+    return halves.solved(a, halves.blocks(a, k, k * beta, w.levels), rest, lower)
+
+
+def scores_of(a: Arithmetic, q: Any, k: Any, w: Weights, rows: Any = None) -> Any:
+    """Return q·k within a chunk, (batch, kv_heads, group·C, C), decayed by channel if they are.
+
+    `rows` are those of q, if they were prepared already.
+    """
+    if not w.channels:
+        return a.multiply(a.rows(fold(a, q)) if rows is None else rows, a.rows_transposed(k))
+    return fold(a, halves.scores(a, q, k[:, :, None, ...], grouped(w)))
+
+
+def grouped(w: Weights) -> Any:
+    """Return the decays between halves with the axis of a group."""
+    assert w.levels is not None
+    return [halves.Level(*(x[:, :, None, ...] for x in level)) for level in w.levels]
 
 
 def attend(a: Arithmetic, q: Any, k: Any, v: Any, state: Any, w: Weights) -> tuple[Any, Any]:
@@ -240,8 +356,8 @@ def attend(a: Arithmetic, q: Any, k: Any, v: Any, state: Any, w: Weights) -> tup
 
     q is (batch, kv_heads, group, C, d), the scores (batch, kv_heads, group·C, C).
     """
-    rows = a.rows(fold(a, q))
-    scores = a.multiply(rows, a.rows_transposed(k))
+    rows = None if w.channels else a.rows(fold(a, q))
+    scores = scores_of(a, q, k, w, rows)
     values, scales = a.tokens(v)
     weighted = _weighted(a, scores, w.within, scales)
     own = a.multiply(a.rows(weighted), values)
@@ -249,6 +365,13 @@ def attend(a: Arithmetic, q: Any, k: Any, v: Any, state: Any, w: Weights) -> tup
         rows = a.rows(fold(a, q * w.since[:, :, None, ...]))
     out = a.settle(own + a.multiply(rows, a.columns(state)))
     return unfold(a, out, q), scores
+
+
+def attend_by_value(a: Arithmetic, q: Any, k: Any, v: Any, state: Any, w: Weights) -> Any:
+    """Return the numerators of a chunk's queries where the channels that decay are v's."""
+    levels = grouped(w)
+    own = halves.spread(a, q, k[:, :, None, ...], v[:, :, None, ...], levels, strict=w.strict)
+    return a.settle(own + a.product(past(a, q, state), w.since[:, :, None, ...]))
 
 
 def denominators(a: Arithmetic, scores: Any, q: Any, state: Any, w: Weights) -> Any:
@@ -274,7 +397,20 @@ def absorbed(a: Arithmetic, k: Any, v: Any, high: Any, low: Any, w: Weights) -> 
     return kahan(a.settle, _decayed(a, high, w), _decayed(a, low, w), update)
 
 
-def _add(a: Arithmetic, sums: Sums, k: Features, v: Any, w: Weights) -> Sums:
+def absorbed_by_value(
+    a: Arithmetic, k: Any, v: Any, high: Any, low: Any, w: Weights
+) -> tuple[Any, Any]:
+    """Return S ← S e^{c_C} + Kᵀ (V ⊙ e^{c_C − c}), compensated: a column of S is a channel."""
+    values, scales = a.tokens(v * w.until)
+    transposed = a.backend.namespace(k).matrix_transpose(k)
+    if scales is not None:
+        transposed = transposed * scales
+    update = a.multiply(a.rows(transposed), values)
+    high, low = (a.settle(a.product(x, w.whole)) for x in (high, low))
+    return kahan(a.settle, high, low, update)
+
+
+def _add(a: Arithmetic, sums: Sums, k: Features, v: Any, w: Weights, maximum: Any) -> Sums:
     high, low = absorbed(a, k.rotated, v, sums.numerator, sums.numerator_low, w)
     z = log = (None, None)
     if sums.normaliser is not None:
@@ -284,11 +420,14 @@ def _add(a: Arithmetic, sums: Sums, k: Features, v: Any, w: Weights) -> Sums:
         z = kahan(a.settle, before, before_low, update)
     if sums.log_decay is not None:
         log = two_words((sums.log_decay, sums.log_decay_low), w.total)
-    return Sums(high, low, *z, *log)
+    return Sums(high, low, *z, *log, None if maximum is None else maximum[..., -1:, :])
 
 
 def _decayed(a: Arithmetic, x: Any, w: Weights) -> Any:
-    return x if w.whole is None else a.settle(a.product(x, w.whole))
+    """Return sums, of which a row is a channel, after a chunk."""
+    if w.whole is None:
+        return x
+    return a.settle(a.product(x, a.backend.namespace(x).matrix_transpose(w.whole)))
 
 
 def _weighted(a: Arithmetic, scores: Any, within: Any, scales: Any) -> Any:
@@ -317,26 +456,37 @@ def unfold(a: Arithmetic, x: Any, like: Any) -> Any:
     return a.backend.namespace(x).reshape(x, (*like.shape[:-1], x.shape[-1]))
 
 
-def chunk_weights(form: Form, gate: Any, gate_low: Any, like: Any) -> Weights:
-    """Return the weights of a chunk of as many tokens as `like` has."""
-    backend = form.arithmetic.backend
-    lower = _lower(like.shape[-2], form.dtype, backend, like)
-    if gate is not None:
-        xp = backend.namespace(gate)
-        gate = xp.maximum(gate, xp.zeros_like(gate) + LEAST)
-    return weights(form.arithmetic, gate, gate_low, lower)
+def chunk_weights(form: Form, gate: tuple[Any, Any], like: Any, *, strict: bool = False) -> Weights:
+    """Return the weights of a chunk of as many tokens as `like` has.
+
+    Strict ones are 0 for a token itself.
+    """
+    high, low = gate
+    if high is not None:
+        xp = form.arithmetic.backend.namespace(high)
+        high = xp.maximum(high, xp.zeros_like(high) + LEAST)
+    seen = triangle(form, like, strict=strict)
+    found = weights(form.arithmetic, high, low, seen, halves_too=form.delta)
+    return found._replace(strict=strict)
+
+
+def triangle(form: Form, like: Any, *, strict: bool = False) -> Any:
+    """Return ones where i ≥ j, or i > j, for tokens of `like`, (C, C)."""
+    return _lower(like.shape[-2], int(strict), form.dtype, form.arithmetic.backend, like)
 
 
 _triangles = Cache(16 * 2**20)
+# A maximum of random features before the first token.
+LOWEST = -(2.0**126)
 
 
-def _lower(size: int, dtype: str, backend: Backend, like: Any) -> Any:
-    """Return the lower triangle of ones where `like` is."""
+def _lower(size: int, below: int, dtype: str, backend: Backend, like: Any) -> Any:
+    """Return the lower triangle of ones from that diagonal on, where `like` is."""
     place = backend.device_key(like)
-    key = (size, dtype, backend.name, type(like), place)
+    key = (size, below, dtype, backend.name, type(like), place)
     triangle = None if place is None else _triangles.get(key)
     if triangle is None:
-        triangle = backend.to_device(np.tril(np.ones((size, size), dtype)), like)
+        triangle = backend.to_device(np.tril(np.ones((size, size), dtype), -below), like)
         if place is not None:
             _triangles.put(key, triangle, size * size * 8)
     return triangle

@@ -1,8 +1,9 @@
-"""Decays of the state: S_t = e^{g_t} S_{t−1} + φ(k_t) v_tᵀ with log gates g ≤ 0.
+"""Decays of the state: S_t = e^{g_t} ⊙ S_{t−1} + φ(k_t) v_tᵀ with log gates g ≤ 0.
 
 Sun et al., RetNet, arXiv 2307.08621, section 2.1; Dao and Gu, Mamba-2, arXiv 2405.21060, equation
-1.  Within a chunk the weight of token j for query i is e^{c_i − c_j} with c the inclusive prefix
-sums of g, kept in two words: one word of sums near −1600 loses 10³ ulp of the differences.
+1; Yang et al., GLA, arXiv 2312.06635, equation 3: a gate for each channel of the keys, a row of S.
+Within a chunk the weight of token j for query i is e^{c_i − c_j} with c the inclusive prefix sums
+of g, kept in two words: one word of sums near −1600 loses 10³ ulp of the differences.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from rotary.exact.words import CONTEXT, nearest
 from rotary.linear.arithmetic import Arithmetic
+from rotary.linear.halves import Level, levels
 
 # e^−1000 is 0 in float32 and float64: gates below, −∞ among them, are as good as this one.
 LEAST = -1000.0
@@ -63,37 +65,50 @@ class Weights(NamedTuple):
     """Decay within a chunk of C tokens; each is 1 where there is None."""
 
     within: Any
-    """e^{c_i − c_j} for i ≥ j and 0 above, (…, C, C)."""
+    """e^{c_i − c_j} for i ≥ j and 0 above, (…, C, C); with channels their share is left out."""
     since: Any
-    """e^{c_i}: from the chunk's beginning to query i, (…, C, 1)."""
+    """e^{c_i}: from the chunk's beginning to query i, (…, C, 1 or channels)."""
     until: Any
-    """e^{c_C − c_j}: from token j to the chunk's end, (…, C, 1)."""
+    """e^{c_C − c_j}: from token j to the chunk's end, (…, C, 1 or channels)."""
     whole: Any
-    """e^{c_C}, (…, 1, 1)."""
+    """e^{c_C}, (…, 1, 1 or channels)."""
     total: Any
-    """c_C in two words, each (…, 1, 1)."""
+    """c_C in two words, each (…, 1, 1 or channels)."""
+    channels: bool = False
+    """Whether there is a gate for each channel."""
+    levels: tuple[Level, ...] | None = None
+    """Decays between halves of the chunk, where they were asked for."""
+    strict: bool = False
+    """Whether a query does not see its own token."""
 
 
-def weights(a: Arithmetic, gate: Any, gate_low: Any, lower: Any) -> Weights:
-    """Return the weights of a chunk with log gates of shape (…, C, 1), in one or two words.
+def weights(
+    a: Arithmetic, gate: Any, gate_low: Any, lower: Any, *, halves_too: bool = False
+) -> Weights:
+    """Return the weights of a chunk with log gates (…, C, 1 or channels), in one or two words.
 
-    `lower` is the lower triangle of ones, (C, C).
+    `lower` is the triangle of ones that says which tokens a query sees, (C, C).
     """
     if gate is None:
         return Weights(lower, None, None, None, None)
-    xp = a.backend.namespace(gate)
+    xp, channels = a.backend.namespace(gate), gate.shape[-1] != 1
     c, low = a.prefix(gate, gate_low)
     last, last_low = c[..., -1:, :], low[..., -1:, :]
-    row, row_low = xp.matrix_transpose(c), xp.matrix_transpose(low)
 
     def decay(difference: Any) -> Any:
         # Rounding may not make a decay a growth.
         return a.exp(xp.minimum(difference, xp.zeros_like(difference)))
 
+    within = lower
+    if not channels:
+        row, row_low = xp.matrix_transpose(c), xp.matrix_transpose(low)
+        within = a.weigh(decay((c - row) + (low - row_low)), lower)
     return Weights(
-        a.weigh(decay((c - row) + (low - row_low)), lower),
+        within,
         decay(c + low),
         decay((last - c) + (last_low - low)),
         decay(last + last_low),
         (last, last_low),
+        channels,
+        levels(a, c, low) if channels or halves_too else None,
     )

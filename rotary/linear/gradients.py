@@ -33,7 +33,8 @@ def pull_back(
 ) -> tuple[Inputs, Sums]:
     """Return the gradients of inputs and sums; None where nothing can be differentiated.
 
-    The low words are what rounding took: their gradient would count that of the sums twice.
+    The low words are what rounding took: their gradient would count that of the sums twice.  The
+    maxima that random features are relative to count as constants.
     """
     a = form.arithmetic
     xp = a.backend.namespace(inputs.v)
@@ -42,18 +43,26 @@ def pull_back(
         zero = xp.zeros_like(inputs.v[:, :, None, ...])
         of_inputs, of_sums = pull_back(form, nothing, sums, zero, by_sums)
         return of_inputs._replace(q=None), of_sums
-    q = chunks.features(form, inputs.q, inputs.cos, inputs.sin, None, form.scale)
-    k, v = chunks.keys_and_values(form, inputs)
+    q = chunks.queries(form, inputs)
+    k, v, gate, maximum = chunks.keys(form, inputs, _maximum(form, inputs, sums))
     by_out = a.enter(chunks.widen(form, by_out))
-    gate = (inputs.gate, inputs.gate_low)
     one, factor = xp.ones_like(v[..., :1]), None
     if form.eps is not None:
         total, _ = numerators(form, q.plain, k.plain, one, gate, sums.normaliser)
         factor = a.reciprocal(total + form.eps)
         by_out = a.settle(a.product(by_out, factor))
+    residual = None
+    if form.delta:
+        residual = _residuals(form, k.rotated, v, inputs.beta, gate, sums.numerator)
+        v = a.settle(a.product(residual, inputs.beta))
 
     above = _pull(form, q.rotated, k.rotated, v, gate, by_out, sums.numerator, by_sums.numerator)
     by_v, _ = backwards(form, k.rotated, q.rotated, by_out, gate, by_sums.numerator)
+    by_beta = None
+    if form.delta:
+        above, by_v, by_beta = _through_residuals(
+            form, k.rotated, v, residual, inputs.beta, gate, sums.numerator, above, by_v
+        )
     below = _Pulled(None, None, None, None)
     if form.eps is not None:
         # With out = n/d, d̄ = −n·n̄/d; and n·n̄ = q·q̄, so that n is not computed again.
@@ -61,19 +70,29 @@ def pull_back(
         below = _pull(
             form, q.plain, k.plain, one, gate, by_total, sums.normaliser, by_sums.normaliser
         )
-    tables = (inputs.cos, inputs.sin)
-    key_tables = tables if inputs.key_cos is None else (inputs.key_cos, inputs.key_sin)
     by_features = Features(above.by_q, below.by_q)
     by_keys = Features(*(None if x is None else x[:, :, None, ...] for x in (above[1], below[1])))
     return (
         Inputs(
-            _through_features(form, inputs.q, tables, None, by_features, form.scale),
-            _through_features(form, inputs.k, key_tables, inputs.mask, by_keys),
+            _through_features(
+                form, inputs.q, (inputs.cos, inputs.sin), None, None, by_features, form.scale
+            ),
+            _through_features(
+                form, inputs.k, chunks.key_tables(inputs), inputs.mask, maximum, by_keys
+            ),
             chunks.narrow(form, _selected(a, by_v, inputs.mask), inputs.v),
             _by_gate(a, above.drift, below.drift, by_sums.log_decay),
+            beta=by_beta,
         ),
         Sums(above.by_state, None, below.by_state, None, by_sums.log_decay, None),
     )
+
+
+def _maximum(form: Form, inputs: Inputs, sums: Sums) -> Any:
+    """Return the maximum of random features that the first token's are relative to, or None."""
+    if form.feature_map.logarithmic and not form.causal:
+        return chunks.topmost(form, inputs, sums)
+    return sums.maximum
 
 
 def _pull(
@@ -88,43 +107,122 @@ def _pull(
 ) -> _Pulled:
     a = form.arithmetic
     transpose = a.backend.namespace(q).matrix_transpose
-    by_q, after = numerators(form, by_out, v, k, gate, transpose(state))
-    by_k, by_first = backwards(form, v, by_out, q, gate, transpose(by_state))
+    by_q, after = numerators(form, by_out, v, k, gate, transpose(state), by_value=True)
+    by_k, by_first = backwards(form, v, by_out, q, gate, transpose(by_state), by_value=True)
     drift = None
     if form.decays:
-        drift = _drift(a, _dot(a, q, by_q), _dot(a, k, by_k), transpose(after), by_state)
+        of_q, of_k = _sum_of_group(_shares(a, q, by_q, gate)), _shares(a, k, by_k, gate)
+        end = a.sum(a.settle(a.product(transpose(after), by_state)), -1)
+        end = transpose(end) if _by_channel(gate) else a.sum(end, -2)
+        drift = _at_last(a, of_q - of_k, end)
     return _Pulled(by_q, by_k, transpose(by_first), drift)
 
 
+def _residuals(form: Form, k: Any, v: Any, beta: Any, gate: tuple[Any, Any], state: Any) -> Any:
+    """Return what the delta rule adds for each token, before its beta."""
+    sums = Sums(state, form.arithmetic.backend.namespace(state).zeros_like(state), None, None)
+
+    def step(sums: Sums, chunk: Inputs) -> tuple[Sums, Any]:
+        a = form.arithmetic
+        w = chunks.chunk_weights(form, (chunk.gate, chunk.gate_low), chunk.v)
+        found = chunks.residuals(form, chunk.k, chunk.v, chunk.beta, sums.numerator, w)
+        added = a.settle(a.product(found, chunk.beta))
+        return _absorbed(form, sums, chunk._replace(v=added), w), found
+
+    return chunks.over_chunks(form, step, sums, Inputs(None, k, v, *gate, beta))[0]
+
+
+def _through_residuals(
+    form: Form,
+    k: Any,
+    added: Any,
+    residual: Any,
+    beta: Any,
+    gate: tuple[Any, Any],
+    state: Any,
+    above: _Pulled,
+    by_added: Any,
+) -> tuple[_Pulled, Any, Any]:
+    """Return gradients with what passes through what is added, and those by v and beta.
+
+    r = v − (decayed S)ᵀ k is linear in v and in the r before.  Its adjoint w is the same system on
+    reversed time: w_t = ū_t − Σ_{s>t} e^{c_s − c_t} (k_t·k_s) β_s w_s, and v̄ = β w.
+    """
+    a = form.arithmetic
+    xp = a.backend.namespace(k)
+    first, last, share = (xp.flip(x, axis=-2) for x in (k, by_added, beta))
+    later = _reversed_gates(xp, gate)
+    adjoint = _residuals(form, first, last, share, later, xp.zeros_like(state))
+    adjoint = xp.flip(adjoint, axis=-2)
+    by_v = a.settle(a.product(adjoint, beta))
+
+    queries, state = by_v[:, :, None, ...], xp.matrix_transpose(state)
+    as_query, _ = numerators(form, queries, added, k, gate, state, strict=True, by_value=True)
+    as_query = as_query[:, :, 0, ...]
+    as_key, by_first = backwards(
+        form,
+        added,
+        queries,
+        k[:, :, None, ...],
+        gate,
+        xp.zeros_like(state),
+        strict=True,
+        by_value=True,
+    )
+    drift = above.drift
+    if drift is not None:
+        drift = drift - (_shares(a, k, as_query, gate) - _shares(a, k, as_key, gate))
+    found = _Pulled(
+        above.by_q,
+        a.settle(above.by_k - (as_query + as_key)),
+        a.settle(above.by_state - xp.matrix_transpose(by_first)),
+        drift,
+    )
+    return found, by_v, _dot(a, adjoint, residual)
+
+
 def numerators(
-    form: Form, q: Any, k: Any, v: Any, gate: tuple[Any, Any], state: Any
+    form: Form,
+    q: Any,
+    k: Any,
+    v: Any,
+    gate: tuple[Any, Any],
+    state: Any,
+    *,
+    strict: bool = False,
+    by_value: bool = False,
 ) -> tuple[Any, Any]:
     """Return f(q, k, v) from a state on, and the state after it; nothing is mapped or rotated.
 
-    q is (batch, kv_heads, group, seq, d), k (batch, kv_heads, seq, d).
+    q is (batch, kv_heads, group, seq, d), k (batch, kv_heads, seq, d).  Strict sums leave out a
+    query's own token.  `by_value` means that v's channels decay, if channels do, and not k's.
     """
     a = form.arithmetic
     zero = a.backend.namespace(state).zeros_like(state)
     sums = Sums(state, zero, None, None)
     keys = Inputs(None, k, v, *gate)
+    by_value = by_value and _by_channel(gate)
+    add = partial(_absorbed_by_value if by_value else _absorbed, form)
+
+    def weights(chunk: Inputs) -> Any:
+        pair = (chunk.gate, chunk.gate_low)
+        return chunks.chunk_weights(form, pair, chunk.v, strict=strict)
+
+    def step(sums: Sums, chunk: Inputs) -> tuple[Sums, Any]:
+        w, given = weights(chunk), (chunk.q, chunk.k, chunk.v, sums.numerator)
+        if by_value:
+            return add(sums, chunk, w), chunks.attend_by_value(a, *given, w)
+        return add(sums, chunk, w), chunks.attend(a, *given, w)[0]
+
     if form.causal:
-        out, after = chunks.over_chunks(form, partial(_step, form), sums, keys._replace(q=q))
+        out, after = chunks.over_chunks(form, step, sums, keys._replace(q=q))
     else:
-        _, after = chunks.over_chunks(form, partial(_add, form), sums, keys)
+        _, after = chunks.over_chunks(
+            form, lambda sums, chunk: (add(sums, chunk, weights(chunk)), None), sums, keys
+        )
         read = partial(_read, form)
         out, _ = chunks.over_chunks(form, read, after, Inputs(q, None, None))
     return out, after.numerator
-
-
-def _step(form: Form, sums: Sums, chunk: Inputs) -> tuple[Sums, Any]:
-    w = chunks.chunk_weights(form, chunk.gate, chunk.gate_low, chunk.v)
-    out, _ = chunks.attend(form.arithmetic, chunk.q, chunk.k, chunk.v, sums.numerator, w)
-    return _absorbed(form, sums, chunk, w), out
-
-
-def _add(form: Form, sums: Sums, chunk: Inputs) -> tuple[Sums, None]:
-    w = chunks.chunk_weights(form, chunk.gate, chunk.gate_low, chunk.v)
-    return _absorbed(form, sums, chunk, w), None
 
 
 def _read(form: Form, sums: Sums, chunk: Inputs) -> tuple[Sums, Any]:
@@ -137,8 +235,22 @@ def _absorbed(form: Form, sums: Sums, chunk: Inputs, w: Any) -> Sums:
     return Sums(*both, None, None)
 
 
+def _absorbed_by_value(form: Form, sums: Sums, chunk: Inputs, w: Any) -> Sums:
+    a = form.arithmetic
+    both = chunks.absorbed_by_value(a, chunk.k, chunk.v, sums.numerator, sums.numerator_low, w)
+    return Sums(*both, None, None)
+
+
 def backwards(
-    form: Form, q: Any, k: Any, v: Any, gate: tuple[Any, Any], state: Any
+    form: Form,
+    q: Any,
+    k: Any,
+    v: Any,
+    gate: tuple[Any, Any],
+    state: Any,
+    *,
+    strict: bool = False,
+    by_value: bool = False,
 ) -> tuple[Any, Any]:
     """Return f(q, k, v) on reversed time, summed over a group, and the gradient of the state.
 
@@ -163,8 +275,11 @@ def backwards(
     first = None if gate[0] is None else gate[0][..., :1, :]
     if form.causal:
         q, k, v = (xp.flip(x, axis=-2) for x in (q, k, v))
-        gate = tuple(None if g is None else _reversed_gate(xp, repeated(g)) for g in gate)  # type: ignore[assignment]
-    out, after = numerators(form, q[:, :, None, ...], k, v, gate, state)
+        high, low = _reversed_gates(xp, gate)
+        gate = (None if high is None else repeated(high), None if low is None else repeated(low))
+    out, after = numerators(
+        form, q[:, :, None, ...], k, v, gate, state, strict=strict, by_value=by_value
+    )
     out = out[:, :, 0, ...]
     if form.causal:
         out = xp.flip(out, axis=-2)
@@ -172,14 +287,21 @@ def backwards(
     after = _sum_of_group(xp.reshape(after, (batch, heads, group, *after.shape[-2:])))
     if first is not None and seq:
         first = a.exp(xp.maximum(first, xp.zeros_like(first) + LEAST))
+        first = first if by_value else xp.matrix_transpose(first)
         after = a.settle(a.product(after, first))
     return out, after
 
 
-def _reversed_gate(xp: Any, gate: Any) -> Any:
+def _reversed_gates(xp: Any, gate: tuple[Any, Any]) -> tuple[Any, Any]:
     """Return the gates of reversed time: token t is reached through the gate of token t + 1."""
-    turned = xp.flip(gate, axis=-2)
-    return xp.concat([xp.zeros_like(turned[..., :1, :]), turned[..., :-1, :]], axis=-2)
+
+    def turned(word: Any) -> Any:
+        if word is None:
+            return None
+        word = xp.flip(word, axis=-2)
+        return xp.concat([xp.zeros_like(word[..., :1, :]), word[..., :-1, :]], axis=-2)
+
+    return turned(gate[0]), turned(gate[1])
 
 
 def _sum_of_group(x: Any) -> Any:
@@ -189,20 +311,28 @@ def _sum_of_group(x: Any) -> Any:
     return total
 
 
+def _by_channel(gate: tuple[Any, Any]) -> bool:
+    """Whether there is a gate for each channel."""
+    return gate[0] is not None and gate[0].shape[-1] != 1
+
+
 def _dot(a: Any, x: Any, y: Any) -> Any:
     """Return the sum over features, with an axis of length 1."""
-    return a.sum(a.product(x, y), -1)
+    return a.sum(a.settle(a.product(x, y)), -1)
 
 
-def _drift(a: Any, of_q: Any, of_k: Any, after: Any, by_after: Any) -> Any:
-    """Return the gradient by c_t, the prefix sums of log gates, (batch, kv_heads, seq, 1).
+def _shares(a: Any, x: Any, by_x: Any, gate: tuple[Any, Any]) -> Any:
+    """Return what x = e^c ⊙ … gives to the gradient by c, (…, seq, 1 or channels)."""
+    return a.settle(a.product(x, by_x)) if _by_channel(gate) else _dot(a, x, by_x)
+
+
+def _at_last(a: Any, drift: Any, end: Any) -> Any:
+    """Return the gradient by c_t, (batch, kv_heads, seq, 1 or channels), with that of the state.
 
     Query t has e^{c_t}, key t e^{−c_t}, the last state e^{c_T}.
     """
-    drift = _sum_of_group(of_q) - of_k
     if not drift.shape[-2]:
         return drift
-    end = a.sum(a.sum(a.product(after, by_after), -1), -2)
     xp = a.backend.namespace(drift)
     return xp.concat([drift[..., :-1, :], drift[..., -1:, :] + end], axis=-2)
 
@@ -219,7 +349,13 @@ def _by_gate(a: Any, above: Any, below: Any, by_log_decay: Any) -> Any:
 
 
 def _through_features(
-    form: Form, x: Any, tables: tuple[Any, Any], mask: Any, by: Features, scale: float = 1.0
+    form: Form,
+    x: Any,
+    tables: tuple[Any, Any],
+    mask: Any,
+    maximum: Any,
+    by: Features,
+    scale: float = 1.0,
 ) -> Any:
     """Return the gradient by x of its features, in x's dtype."""
     a = form.arithmetic
@@ -235,7 +371,14 @@ def _through_features(
     wide = a.enter(chunks.widen(form, x))
     if form.rotate == "before_map":
         wide = chunks.turn(form, wide, *tables)
-    total = a.settle(total * form.feature_map.slope(a, wide))
+    if form.feature_map.logarithmic:
+        y = form.feature_map.of(a, wide)
+        if maximum is None:
+            top = a.backend.namespace(y).max(y, axis=-1, keepdims=True)
+        else:
+            top = maximum[:, :, None, ...]
+        total = a.settle(total * chunks.relative_exp(form, y, top))
+    total = a.settle(form.feature_map.pull(a, wide, total))
     if form.rotate == "before_map":
         total = chunks.turn(form, total, *tables, inverse=True)
     if mask is not None:

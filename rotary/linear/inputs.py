@@ -98,26 +98,22 @@ def check_mask(key_mask: Any, like: Any, sizes: Sizes) -> None:
         )
 
 
-def read_gate(gate: Any, like: Any, sizes: Sizes) -> Any:
-    """Return log gates in the compute dtype, (batch, kv_heads, seq, 1), or raise.
+def read_gate(gate: Any, like: Any, sizes: Sizes, features: int) -> Any:
+    """Return log gates in the compute dtype, (batch, kv_heads, seq, 1 or features), or raise.
 
     Gates above 0 that only a compiled program sees become NaN.
     """
-    backend = sizes.backend
-    rotation.check_same_place("gate", gate, "k", like, backend)
-    kind = dtype_name(gate)
-    if kind not in COMPUTE_DTYPE or (kind == "float64" and sizes.dtype != "float64"):
-        expected = "float16, bfloat16, float32" + (", float64" * (sizes.dtype == "float64"))
-        raise TypeError(f"gate: got dtype {kind}, expected one of {expected}")
     shape = (sizes.batch, sizes.kv_heads, sizes.seq)
-    if tuple(gate.shape) != shape:
+    by_channel = (*shape, features)
+    gate = _read("gate", gate, like, sizes)
+    if tuple(gate.shape) not in (shape, by_channel):
         raise ValueError(
-            f"gate: got shape {tuple(gate.shape)}, expected (batch, kv_heads, seq) = {shape}"
+            f"gate: got shape {tuple(gate.shape)}, expected (batch, kv_heads, seq) = {shape}, or "
+            f"(batch, kv_heads, seq, features) = {by_channel}"
         )
-    if kind != sizes.dtype:
-        gate = backend.widen(gate, sizes.dtype)
+    backend = sizes.backend
     xp = backend.namespace(gate)
-    host = _readable(gate, backend)
+    host = readable(gate, backend)
     if host is not None and host.size and float(host.max()) > 0:
         raise ValueError(
             f"gate: got {float(host.max())}, expected log gates of at most 0: the state is "
@@ -125,10 +121,32 @@ def read_gate(gate: Any, like: Any, sizes: Sizes) -> Any:
         )
     if host is None:
         gate = xp.where(gate > 0, xp.zeros_like(gate) + float("nan"), gate)
-    return xp.reshape(gate, (*shape, 1))
+    return gate if gate.ndim == 4 else xp.reshape(gate, (*shape, 1))
 
 
-def _readable(x: Any, backend: Backend) -> Any:
+def read_beta(beta: Any, like: Any, sizes: Sizes) -> Any:
+    """Return what the delta rule multiplies by, (batch, kv_heads, seq, 1), or raise."""
+    shape = (sizes.batch, sizes.kv_heads, sizes.seq)
+    beta = _read("beta", beta, like, sizes)
+    if tuple(beta.shape) != shape:
+        raise ValueError(
+            f"beta: got shape {tuple(beta.shape)}, expected (batch, kv_heads, seq) = {shape}"
+        )
+    return sizes.backend.namespace(beta).reshape(beta, (*shape, 1))
+
+
+def _read(name: str, x: Any, like: Any, sizes: Sizes) -> Any:
+    """Return numbers that go with the keys in the compute dtype, or raise."""
+    backend = sizes.backend
+    rotation.check_same_place(name, x, "k", like, backend)
+    kind = dtype_name(x)
+    if kind not in COMPUTE_DTYPE or (kind == "float64" and sizes.dtype != "float64"):
+        expected = "float16, bfloat16, float32" + (", float64" * (sizes.dtype == "float64"))
+        raise TypeError(f"{name}: got dtype {kind}, expected one of {expected}")
+    return x if kind == sizes.dtype else backend.widen(x, sizes.dtype)
+
+
+def readable(x: Any, backend: Backend) -> Any:
     """Return x's values where the host can read them without waiting for a device, or None."""
     if backend.is_traced(x):
         return None

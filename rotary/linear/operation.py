@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from rotary.backends import Backend, owner_of
 from rotary.backends._protocol import Operation
 from rotary.exact.products import LONGEST
-from rotary.linear import chunks, gradients
+from rotary.linear import chunks, feature_maps, gradients
 from rotary.linear.arithmetic import arithmetic
 from rotary.linear.chunks import Form, Inputs, Sums
-from rotary.linear.feature_maps import ELEMENTWISE
+from rotary.linear.feature_maps import Token
 
 _MASK = Inputs._fields.index("mask")  # the one input that is not of floats
 
@@ -28,13 +28,14 @@ class Settings(NamedTuple):
     dtype: str
     chunk_size: int
     causal: bool
-    feature_map: str
+    feature_map: Token
     rotate: str | None
     layout: str
     rotary_side: str
     scale: float
     eps: float | None
     decays: bool
+    delta: bool
 
 
 def form(settings: Settings, backend: Backend) -> Form:
@@ -44,13 +45,14 @@ def form(settings: Settings, backend: Backend) -> Form:
         settings.dtype,
         settings.chunk_size,
         settings.causal,
-        ELEMENTWISE[settings.feature_map],
+        feature_maps.named(settings.feature_map),
         settings.rotate,
         settings.layout,
         settings.rotary_side,
         settings.scale,
         settings.eps,
         settings.decays,
+        settings.delta,
     )
 
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rotary import positions as _positions
+from rotary.backends import Backend
 from rotary.dtypes import WHOLE_DTYPES, dtype_name
 from rotary.embedding import RotaryEmbedding
 from rotary.linear.arithmetic import running_sum
-from rotary.linear.inputs import Sizes
+from rotary.linear.inputs import Sizes, readable
 
 
 class Placed(NamedTuple):
@@ -130,11 +131,28 @@ def _after(last: Any, mask: Any, start: Any, sizes: Sizes, like: Any, axes: int)
     return xp.max(last, axis=-1) + 1
 
 
-def look_up(rope: RotaryEmbedding, placed: Placed, sizes: Sizes, like: Any) -> Tables:
-    """Return the tables of queries and keys at these positions."""
+def check_below(placed: Placed, length: int, backend: Backend) -> None:
+    """Raise unless positions are in 0 … length − 1, as far as the host can read them."""
+    where = placed.positions
+    host = where if isinstance(where, np.ndarray) else readable(where, backend)
+    if host is not None and host.size and not 0 <= host.min() <= host.max() < length:
+        raise ValueError(
+            f"positions: got {host.min()} … {host.max()}, expected 0 … {length - 1}, below the "
+            f"length of feature_map"
+        )
+
+
+def look_up(
+    rope: RotaryEmbedding, placed: Placed, sizes: Sizes, like: Any, pairs: int | None = None
+) -> Tables:
+    """Return the tables of queries and keys at these positions, one column repeated for pairs."""
     where = placed.positions
     if rope.xpos is None:
-        return Tables(*_expanded(rope, where, None, sizes, like))
+        tables = _expanded(rope, where, None, sizes, like)
+        if pairs is not None:
+            xp = sizes.backend.namespace(like)
+            tables = [xp.broadcast_to(table, (*table.shape[:-1], pairs)) for table in tables]
+        return Tables(*tables)
     query, key = (_expanded(rope, where, role, sizes, like) for role in ("query", "key"))
     return Tables(*query, *key)
 

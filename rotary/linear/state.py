@@ -4,7 +4,9 @@
 
 (Katharopoulos et al., arXiv 2006.16236, equations 18 and 19; with rotation, RoFormer, arXiv
 2104.09864, equation 19: the normaliser's keys are not rotated.)  Sums are compensated: what
-rounding took from them is carried in the low words.
+rounding took from them is carried in the low words.  With the delta rule, S of a segment is
+M S_before + S_alone, with M = Π_t e^{g_t}(1 − β_t k_t k_tᵀ) (Yang et al., arXiv 2406.06484,
+section 3.1).
 """
 
 from __future__ import annotations
@@ -35,9 +37,17 @@ class State(NamedTuple):
     normaliser_low: Any
     """What rounding took from z, of its shape, or None."""
     log_decay: Any
-    """c_N, the sum of all log gates, shape (batch, kv_heads); None without decay."""
+    """c_N, the sum of all log gates, shape (batch, kv_heads), or (batch, kv_heads, features) with
+    gates for each channel; None without decay and with the delta rule."""
     log_decay_low: Any
     """Its second word, or None."""
+    transition: Any
+    """M, what a segment under the delta rule makes of the state before it, shape (batch, kv_heads,
+    features, features); (batch, kv_heads, 0, 0) in a state that was handed over, which holds all
+    before it; None for the additive update."""
+    maximum: Any
+    """Of the random features so far, shape (batch, kv_heads), which the sums are relative to; None
+    without them."""
     position: Any
     """The position of the next token, shape (batch,): int32 unless positions were given as int64
     or as floating-point numbers."""
@@ -46,14 +56,16 @@ class State(NamedTuple):
 def combine(left: State, right: State) -> State:
     """Return the state of two neighbouring segments, `left` before `right`.
 
-    S = e^{c_right} S_left + S_right, and z alike: associative, so that segments of a sequence can
-    be summed up apart (on several devices) and joined in any grouping.  The right segment has to
-    have been made with the positions that its tokens have in the whole sequence.
+    S = e^{c_right} S_left + S_right, and z alike; with the delta rule S = M_right S_left + S_right:
+    associative, so that segments of a sequence can be summed up apart (on several devices) and
+    joined in any grouping.  The right segment has to have been made with the positions that its
+    tokens have in the whole sequence.
 
     Parameters
     ----------
     left, right : State
-        Of one variant, of the same shapes, dtype and library.
+        Of one variant, of the same shapes, dtype and library.  With the delta rule, the right one
+        has to come from :meth:`LinearAttention.segment`.
 
     Returns
     -------
@@ -82,26 +94,28 @@ def combine(left: State, right: State) -> State:
     check_state("right", right)
     check_alike("right", right, "left", left)
     backend = backends.owner_of(left.numerator)
-    log_decay = log_decay_low = None
-    decay = None
+    if right.transition is not None:
+        return _through(left, right)
+    log_decay = log_decay_low = maximum = None
+    of_left = of_right = None  # what either is multiplied by, (batch, kv_heads, 1 or features)
     if left.log_decay is not None:
-        decay = _decay(backend, right)
+        total = right.log_decay + right.log_decay_low
+        of_left = _exp(backend, total if total.ndim == 3 else total[..., None])
         log_decay, log_decay_low = two_words(
             (left.log_decay, left.log_decay_low), (right.log_decay, right.log_decay_low)
         )
-    numerator, numerator_low = _join(
-        backend,
-        (left.numerator, left.numerator_low),
-        (right.numerator, right.numerator_low),
-        None if decay is None else decay[..., None, None],
+    if left.maximum is not None:
+        maximum = backend.namespace(left.maximum).maximum(left.maximum, right.maximum)
+        of_left, of_right = (_exp(backend, (x.maximum - maximum)[..., None]) for x in (left, right))
+    numerator, numerator_low = two_words(
+        _times(backend, (left.numerator, left.numerator_low), of_left),
+        _times(backend, (right.numerator, right.numerator_low), of_right),
     )
     normaliser = normaliser_low = None
     if left.normaliser is not None:
-        normaliser, normaliser_low = _join(
-            backend,
-            (left.normaliser, left.normaliser_low),
-            (right.normaliser, right.normaliser_low),
-            None if decay is None else decay[..., None],
+        normaliser, normaliser_low = two_words(
+            _times(backend, (left.normaliser, left.normaliser_low), of_left),
+            _times(backend, (right.normaliser, right.normaliser_low), of_right),
         )
     return State(
         numerator,
@@ -110,16 +124,38 @@ def combine(left: State, right: State) -> State:
         normaliser_low,
         log_decay,
         log_decay_low,
+        None,
+        maximum,
         right.position,
     )
 
 
-def _join(backend: Backend, left: Any, right: Any, decay: Any) -> tuple[Any, Any]:
-    """Return decay·left + right, both in two words."""
-    high, low = left
-    if decay is not None:
-        high, low = backend.product(high, decay), backend.product(low, decay)
-    return two_words((high, low), right)
+def _through(left: State, right: State) -> State:
+    """Return the state of two segments under the delta rule."""
+    if not right.transition.shape[-1]:
+        raise ValueError(
+            "right: got a state that prefill or step handed over, expected one of segment: it "
+            "says what its tokens make of the state before them"
+        )
+    matmul = exact.matmul
+    if dtype_name(right.numerator) != "float32":
+        matmul = backends.owner_of(right.numerator).namespace(right.numerator).matmul
+    passed = [matmul(right.transition, x) for x in (left.numerator, left.numerator_low)]
+    transition = left.transition
+    if transition.shape[-1]:
+        transition = matmul(right.transition, transition)
+    high, low = two_words((passed[0], passed[1]), (right.numerator, right.numerator_low))
+    return right._replace(numerator=high, numerator_low=low, transition=transition)
+
+
+def _times(backend: Backend, words: tuple[Any, Any], factor: Any) -> tuple[Any, Any]:
+    """Return sums in two words, whose third axis is features, times a factor of these."""
+    high, low = words
+    if factor is None:
+        return words
+    if high.ndim == 4:
+        factor = factor[..., None]
+    return backend.product(high, factor), backend.product(low, factor)
 
 
 def two_words(x: tuple[Any, Any], y: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -128,12 +164,11 @@ def two_words(x: tuple[Any, Any], y: tuple[Any, Any]) -> tuple[Any, Any]:
     return total, (x[1] + y[1]) + error
 
 
-def _decay(backend: Backend, state: State) -> Any:
-    """Return e^c of a segment."""
-    xp = backend.namespace(state.log_decay)
-    total = state.log_decay + state.log_decay_low
-    total = xp.minimum(total, xp.zeros_like(total))
-    return exact.exp(total) if dtype_name(total) == "float32" else xp.exp(total)
+def _exp(backend: Backend, x: Any) -> Any:
+    """Return e^x where rounding alone makes x positive."""
+    xp = backend.namespace(x)
+    x = xp.minimum(x, xp.zeros_like(x))
+    return exact.exp(x) if dtype_name(x) == "float32" else xp.exp(x)
 
 
 def check_state(name: str, state: Any) -> None:
@@ -155,6 +190,8 @@ def check_alike(name: str, state: State, other_name: str, other: State) -> None:
                 f"of {other_name}'s variant"
             )
         if x is None or field == "position":
+            continue
+        if field == "transition" and not (x.shape[-1] and like.shape[-1]):
             continue
         if tuple(x.shape) != tuple(like.shape):
             raise ValueError(
