@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -22,6 +23,8 @@ UNROLLED = {
     "dask/*": "dask takes minutes for the tasks of a loop over chunks",
     "ndonnx/*": "ndonnx takes minutes for the graph of a loop over chunks",
 }
+# JAX compiles the loop over chunks in either case, for up to ten seconds.
+_ONE_PROGRAM = {"jax/eager/*": "its loop is the one that the compiled way runs"}
 _BATCH, _HEADS, _KV_HEADS, _KEYS, _VALUES, _CHUNK = 2, 4, 2, 32, 24, 64
 # Tokens up to which the oracle, quadratic in them, looks.
 _LOOKED_AT = 200
@@ -49,6 +52,41 @@ VARIANTS = {
 }
 
 
+_RANDOM_FEATURES, _LENGTH = 24, 8192
+
+
+class Family(NamedTuple):
+    """A variant, and how it is called."""
+
+    variant: Variant
+    comment: str
+    by_channel: bool = False
+    key_dim: int = _KEYS
+    chunk_size: int = _CHUNK
+
+
+def _families() -> dict[str, Family]:
+    """Return gates of channels, the delta rule and maps that widen."""
+    omega = linear.FavorPlus(_RANDOM_FEATURES).projection(_KEYS)
+    delta = Variant("l2norm", rotary_dim=_KEYS, decay="gate", update="delta", normalize=False)
+    return {
+        # Each halving of a chunk is a part of the program, and compiled.
+        "gla": Family(
+            Variant("identity", decay="gate", normalize=False, scale=0.3),
+            "a gate of one channel for another, or a scale that a compiler moves",
+            by_channel=True,
+            chunk_size=16,
+        ),
+        "gated-delta": Family(delta, "a state corrected before it decays", chunk_size=16),
+        # 153 features: exact products are of at most 256.
+        "taylor": Family(Variant("taylor"), "pairs of features in another order", key_dim=16),
+        "favor": Family(Variant("favor", projection=omega), "a maximum that looks ahead"),
+        "cosformer": Family(
+            Variant("cosformer", length=_LENGTH), "weights that depend on the tokens' number"
+        ),
+    }
+
+
 def attention(
     variant: Variant, arithmetic: str, *, key_dim: int = _KEYS, **options: Any
 ) -> linear.LinearAttention:
@@ -63,11 +101,18 @@ def attention(
             rotary_side=variant.rotary_side,
             xpos=None if variant.scale_base is None else rotary.XPos(variant.scale_base),
         )
+    feature_map: Any = variant.feature_map if variant.maps is None else variant.maps
+    if variant.feature_map == "favor":
+        feature_map = linear.FavorPlus(len(variant.projection))
+    elif variant.feature_map == "cosformer":
+        assert variant.length is not None
+        feature_map = linear.CosFormer(variant.length)
     return linear.LinearAttention(
-        variant.feature_map if variant.maps is None else variant.maps,
+        feature_map,
         rope=rope,
         placement=variant.placement,
         decay={None: None, "retnet": linear.RetNet(), "gate": "gate"}[variant.decay],
+        update=variant.update,
         normalize=variant.normalize,
         eps=variant.eps if variant.normalize else None,
         scale=variant.scale,
@@ -76,55 +121,70 @@ def attention(
     )
 
 
-def _inputs(gated: bool) -> Callable[..., tuple[Array, ...]]:
+def _inputs(family: Family) -> Callable[..., tuple[Array, ...]]:
+    variant = family.variant
+
     def inputs(rng: np.random.Generator, dtype: np.dtype[Any], elements: int) -> tuple[Array, ...]:
         # Whole chunks: what is left over would be a program of its own.
         seq = _CHUNK * max(2, elements // (_BATCH * _HEADS * _VALUES * _CHUNK))
-        q = rng.standard_normal((_BATCH, _HEADS, seq, _KEYS))
-        k = rng.standard_normal((_BATCH, _KV_HEADS, seq, _KEYS))
-        v = rng.standard_normal((_BATCH, _KV_HEADS, seq, _VALUES))
-        arrays = tuple(x.astype(dtype) for x in (q, k, v))
-        if not gated:
-            return arrays
+        seq = min(seq, variant.length or seq)
+        shape = (_BATCH, _KV_HEADS, seq)
+        q = rng.standard_normal((_BATCH, _HEADS, seq, family.key_dim))
+        k = rng.standard_normal((*shape, family.key_dim))
+        v = rng.standard_normal((*shape, _VALUES))
+        arrays = [x.astype(dtype) for x in (q, k, v)]
         wide = np.float64 if dtype == np.float64 else np.float32
-        gates = -np.exp(rng.standard_normal((_BATCH, _KV_HEADS, seq))) * 0.3
-        return (*arrays, gates.astype(wide))
+        if variant.decay == "gate":
+            channels = (family.key_dim,) * family.by_channel
+            gates = -np.exp(rng.standard_normal((*shape, *channels))) * 0.3
+            arrays.append(gates.astype(wide))
+        if variant.update == "delta":
+            arrays.append(rng.random(shape).astype(wide))
+        return tuple(arrays)
 
     return inputs
 
 
-def _call(attn: Any, causal: bool = True) -> Callable[..., Any]:
-    """Return attention as a function of q, k, v and, where there is one, the gate."""
-    return lambda q, k, v, *gate: attn(
-        q, k, v, causal=causal, **({"gate": gate[0]} if gate else {})
-    )
+def _by_name(variant: Variant, more: Iterable[Any]) -> dict[str, Any]:
+    """Return the inputs after q, k and v as keywords."""
+    names = ["gate"] * (variant.decay == "gate") + ["beta"] * (variant.update == "delta")
+    return dict(zip(names, more, strict=True))
 
 
-def _right(variant: Variant, q: Array, k: Array, v: Array, *gate: Array) -> Expected:
+def _call(family: Family, arithmetic: str) -> Callable[..., Any]:
+    """Return attention as a function of q, k, v and what else the variant takes."""
+    variant = family.variant
+    attn = attention(variant, arithmetic, key_dim=family.key_dim, chunk_size=family.chunk_size)
+    return lambda q, k, v, *more: attn(q, k, v, causal=variant.causal, **_by_name(variant, more))
+
+
+def _right(variant: Variant, exact: bool, *arrays: Array) -> Expected:
     """Return what the oracle says of the first tokens, and how far off the rest may be."""
     seen = slice(0, _LOOKED_AT) if variant.causal else slice(None)
-    q, k, v, *gate_seen = (x[:, :, seen] for x in (q, k, v, *gate))
-    more = {"gate": gate_seen[0]} if gate_seen else {}
-    result = linear_oracle.quadratic(variant, q, k, v, **more)
+    q, k, v, *more = (x[:, :, seen] for x in arrays)
+    by_name = _by_name(variant, more)
+    result = linear_oracle.quadratic(variant, q, k, v, exact=exact, **by_name)
     allowed = linear_oracle.allowed(result, q.dtype.name)
     return Expected(np.asarray(result.out, np.float64), np.asarray(allowed, np.float64))
 
 
 def _fast() -> Iterable[FunctionCase]:
-    for name in ("rope", "relu2", "gate"):
-        variant, comment = VARIANTS[name]
-        call = _call(attention(variant, "fast"))
+    chosen = {name: Family(*VARIANTS[name]) for name in ("rope", "relu2", "gate")}
+    wider = {name: x for name, x in _families().items() if name in ("gated-delta", "favor")}
+    for name, family in (chosen | wider).items():
+        variant = family.variant
+        call = _call(family, "fast")
 
         def first(*arrays: Any, call: Any = call) -> Any:
             return call(*arrays)[:, :, : min(_LOOKED_AT, arrays[0].shape[2]), ...]
 
         yield FunctionCase(
             f"linear/fast-{name}",
-            comment,
+            family.comment,
             first,
-            _inputs(variant.decay == "gate"),
-            lambda *arrays, variant=variant: (_right(variant, *arrays),),
-            ways=ONCE,
+            _inputs(family),
+            lambda *arrays, variant=variant: (_right(variant, False, *arrays),),
+            ways=("eager,",) if name in wider else ONCE,
             dtypes=("bfloat16", "float32", "float64") if name == "rope" else ("float32",),
             level="bound",
             refused={**UNROLLED, "mlx/*/float64": "mlx has no exponential of float64"},
@@ -132,33 +192,43 @@ def _fast() -> Iterable[FunctionCase]:
 
 
 def _exact() -> Iterable[FunctionCase]:
-    for name, (variant, comment) in VARIANTS.items():
-        yield _exact_case(name, variant, comment, ("float32",))
-    yield _exact_case("16-bit", *VARIANTS["rope"], ("float16", "bfloat16"))
+    more = (*ONCE, "compiled, x64,")
+    gradients = (*more, "gradient,", "compiled gradient, x64,")
+    for name, of_token in VARIANTS.items():
+        yield _exact_case(name, Family(*of_token), gradients if name == "rope" else more)
+    yield _exact_case("16-bit", Family(*VARIANTS["rope"]), ONCE, dtypes=("float16", "bfloat16"))
+    for name, family in _families().items():
+        yield _exact_case(name, family, ONCE, refused=_ONE_PROGRAM)
 
 
-def _exact_case(name: str, variant: Variant, comment: str, dtypes: tuple[str, ...]) -> FunctionCase:
-    call = _call(attention(variant, "exact"))
+def _exact_case(
+    name: str,
+    family: Family,
+    ways: tuple[str, ...],
+    *,
+    dtypes: tuple[str, ...] = ("float32",),
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> FunctionCase:
+    call = _call(family, "exact")
 
     def expected(*arrays: Array) -> tuple[Expected, ...]:
-        ours, right = call(*arrays), _right(variant, *arrays)
+        ours, right = call(*arrays), _right(family.variant, True, *arrays)
         assert right.allowed is not None
         error = np.abs(ours[:, :, :_LOOKED_AT].astype(np.float64) - right.value)
         if not (error <= right.allowed).all():
             raise ValueError("NumPy's numbers leave the bound")
         return (Expected(ours),)
 
-    ways = ONCE if name == "16-bit" else (*ONCE, "compiled, x64,")
     return FunctionCase(
         f"linear/exact-{name}",
-        comment,
+        family.comment,
         call,
-        _inputs(variant.decay == "gate"),
+        _inputs(family),
         expected,
         _numpy_gradient(call),
-        ways=(*ways, "gradient,", "compiled gradient, x64,") if name == "rope" else ways,
+        ways=ways,
         dtypes=dtypes,
-        refused={**UNROLLED, "mlx/*gradient/*": "mlx has no gradient of bit patterns"},
+        refused={**UNROLLED, "mlx/*gradient/*": "mlx has no gradient of bit patterns", **refused},
     )
 
 
@@ -189,7 +259,8 @@ def _numpy_gradient(call: Callable[..., Any]) -> Callable[..., Expected]:
 
 def _states() -> Iterable[FunctionCase]:
     """Hand states over; and what must not depend on the company that a token keeps."""
-    variant = VARIANTS["rope"][0]
+    family = Family(*VARIANTS["rope"])
+    variant, inputs = family.variant, _inputs(family)
     attn = attention(variant, "exact", chunk_size=16)
 
     def prefill(q: Any, k: Any, v: Any) -> Any:
@@ -219,14 +290,14 @@ def _states() -> Iterable[FunctionCase]:
 
     usual: dict[str, Any] = {"ways": ONCE, "dtypes": ("float32",), "refused": UNROLLED}
     comment = "a state whose sums, normaliser or position differ"
-    yield FunctionCase("linear/state", comment, prefill, _inputs(False), in_numpy(prefill), **usual)
+    yield FunctionCase("linear/state", comment, prefill, inputs, in_numpy(prefill), **usual)
     yield FunctionCase(
-        "linear/resumed", "a state changed in place", resumed, _inputs(False), split, **usual
+        "linear/resumed", "a state changed in place", resumed, inputs, split, **usual
     )
     mask = np.arange(80) >= np.array([[13], [0]])
 
     def padded(rng: np.random.Generator, dtype: np.dtype[Any], _: int) -> tuple[Array, ...]:
-        q, k, v = (x[:, :, :80] for x in _inputs(False)(rng, dtype, 0))
+        q, k, v = (x[:, :, :80] for x in inputs(rng, dtype, 0))
         k[0, :, :13], v[0, :, :13] = np.inf, np.nan  # masked: they must not show
         return q, k, v, mask
 
@@ -264,8 +335,8 @@ def _states() -> Iterable[FunctionCase]:
     yield FunctionCase(
         "linear/bidirectional",
         "sums in another order",
-        _call(both_ways, causal=False),
-        _inputs(False),
+        both_ways,
+        inputs,
         lambda *arrays: (Expected(both_ways(*arrays)),),
         **usual,
     )

@@ -1,10 +1,12 @@
 """Linear attention, slow and certain: the sums over all pairs of tokens, and token by token.
 
-    o_i = Σ_j e^{c_i − c_j} (R_i φ(q_i))·(R_j φ(k_j)) v_j / (Σ_j e^{c_i − c_j} φ(q_i)·φ(k_j) + ε)
+    o_i = Σ_j Σ_d e^{c_id − c_jd} (R_i φ(q_i))_d (R_j φ(k_j))_d v_j
+          / (Σ_j Σ_d e^{c_id − c_jd} φ(q_i)_d φ(k_j)_d + ε)
 
 (Katharopoulos et al., arXiv 2006.16236, equations 5 and 16 to 20; RoFormer, arXiv 2104.09864,
-equation 19; RetNet, arXiv 2307.08621, section 2.1.)  NumPy's extended precision, written from the
-papers, nothing shared with ``rotary/``.
+equation 19; RetNet, arXiv 2307.08621, section 2.1; GLA, arXiv 2312.06635, section 3.)  NumPy's
+extended precision, written from the papers, nothing shared with ``rotary/``.  Feature maps and the
+delta rule lie beside it.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rotary.conformance import linear_delta_oracle as delta
+from rotary.conformance import linear_features_oracle as maps
+from rotary.conformance.linear_features_oracle import WIDE
 from rotary.conformance.oracle import pair_indices
-
-# 64 bits of significand on x86; on machines without them, that of float64.
-WIDE = np.longdouble
 
 # |error| ≤ this, times u, times the magnitude that `quadratic` returns.
 BOUND = 64
+# Decays and features of less than u times this, relative to the largest, may count as 0: exact
+# arithmetic has no exponentials below 2^−64.
+LEAST = 2.0**-40
+# And keeps 32 bits of an operand relative to the largest of its row.
+LEAST_OF_ROW = 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Variant:
     """Which linear attention is meant, as the oracle reads it."""
 
     feature_map: str = "elu+1"
+    """Also "favor", with a projection, and "cosformer", with a length."""
     rotary_dim: int = 0
     """0 for none."""
     base: float = 10_000.0
@@ -38,39 +46,33 @@ class Variant:
     """Of XPos."""
     placement: str = "numerator"
     decay: str | None = None
-    """None, "retnet" or "gate"."""
+    """None, "retnet" or "gate"; the gate's shape says whether it is a channel's."""
+    update: str = "additive"
+    """Or "delta"."""
     normalize: bool = True
     eps: float = 1e-6
     scale: float = 1.0
     causal: bool = True
     maps: Any = field(default=None, compare=False)
     """A function instead of the map's name."""
+    projection: Any = field(default=None, compare=False)
+    """FAVOR+'s random vectors ω, (num_features, key_dim)."""
+    length: int | None = None
+    """M of cosFormer."""
 
 
-def features(variant: Variant, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return φ(x)."""
+def features(variant: Variant, x: npt.NDArray[Any], positions: Any) -> npt.NDArray[Any]:
+    """Return φ(x) of a map that takes a token by itself."""
     if variant.maps is not None:
         return np.asarray(variant.maps(x))
-    name = variant.feature_map
-    if name == "elu+1":
-        y = np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
-    elif name == "relu":
-        y = np.maximum(x, 0)
-    elif name == "relu2":
-        y = np.maximum(x, 0) ** 2
-    elif name == "exp":
-        y = np.exp(np.minimum(x, 32))
-    else:
-        assert name == "identity"
-        y = x
-    return np.asarray(y)
-
-
-def softmax(x: npt.NDArray[Any], axis: int, mask: Any = None) -> npt.NDArray[Any]:
-    """Return the softmax along an axis; what the mask leaves out is 0."""
-    x = x if mask is None else np.where(mask, x, -np.inf)
-    y = np.exp(x - np.max(x, axis=axis, keepdims=True))
-    return np.asarray(y / np.sum(y, axis=axis, keepdims=True))
+    if variant.feature_map == "l2norm":
+        return maps.l2norm(x)
+    if variant.feature_map == "taylor":
+        return maps.taylor(x)
+    if variant.feature_map == "cosformer":
+        assert variant.length is not None
+        return maps.cosformer(x, positions, variant.length)
+    return maps.elementwise(variant.feature_map, x)
 
 
 def rotated(variant: Variant, x: npt.NDArray[Any], positions: Any, sign: int) -> npt.NDArray[Any]:
@@ -102,7 +104,13 @@ class Prepared:
     k_plain: npt.NDArray[Any]
     v: npt.NDArray[Any]
     log_decay: npt.NDArray[Any]
+    """(batch, heads, seq, 1 or features)."""
+    beta: npt.NDArray[Any]
     """(batch, heads, seq)."""
+    exponent: Any
+    """Sizes of what FAVOR+ takes the exponential of, (batch, heads, seq, 1); 0 for other maps."""
+    maximum: Any
+    """FAVOR+'s running maximum, (batch, heads, seq), or None."""
 
 
 def prepare(
@@ -111,40 +119,69 @@ def prepare(
     k: Any,
     v: Any,
     gate: Any = None,
+    beta: Any = None,
     mask: Any = None,
     positions: Any = None,
 ) -> Prepared:
     """Map, mask and rotate."""
     batch, heads, seq, _ = q.shape
-    group = heads // k.shape[1]
     q, k, v = (np.asarray(x).astype(WIDE) for x in (q, k, v))
     kept = np.ones((batch, seq), bool) if mask is None else np.asarray(mask)
     if positions is None:
         positions = np.maximum(np.cumsum(kept, axis=1) - 1, 0)
     positions = np.broadcast_to(np.asarray(positions), (batch, seq))
     keep = kept[:, None, :, None]
-    k, v = np.where(keep, k, 0), np.where(keep, v, 0)
+    group = heads // k.shape[1]
+    k, v = (np.repeat(np.where(keep, x, 0), group, axis=1) for x in (k, v))
+    beta = np.ones((batch, k.shape[1] // group, seq)) if beta is None else np.asarray(beta)
+    beta = np.repeat(beta.astype(WIDE), group, axis=1)
+    decay = _log_decay(variant, gate, (batch, heads // group, seq), group)
     if variant.placement == "before_map":
         q, k = rotated(variant, q, positions, 1), rotated(variant, k, positions, -1)
-    if variant.feature_map == "softmax":
-        q, k = softmax(q, -1), softmax(k, -2, keep)
+    exponent: Any = WIDE(0)
+    maximum = None
+    if variant.feature_map == "favor":
+        mapped = maps.random_features(q, k, variant.projection, keep, variant.causal)
+        q, k, maximum = mapped.q, mapped.k, mapped.maximum
+        largest = np.maximum.accumulate(mapped.k_size, axis=-1)
+        if variant.causal:
+            decay = _falls(maximum)[..., None]
+        else:
+            largest = np.broadcast_to(np.max(largest, axis=-1, keepdims=True), largest.shape)
+        exponent = np.maximum(mapped.q_size, largest)[..., None]
+    elif variant.feature_map == "softmax":
+        q, k = maps.softmax(q, -1), maps.softmax(k, -2, keep)
     else:
-        q, k = features(variant, q), np.where(keep, features(variant, k), 0)
-    q = q * WIDE(variant.scale)
+        q, k = features(variant, q, positions), features(variant, k, positions)
+    q, k = q * WIDE(variant.scale), np.where(keep, k, 0)
     q_plain, k_plain = q, k
     if variant.placement != "before_map":
         q, k = rotated(variant, q, positions, 1), rotated(variant, k, positions, -1)
     if variant.placement == "both":
         q_plain, k_plain = q, k
-    decay = np.zeros((batch, k.shape[1], seq), WIDE)
+    decay = np.where(keep, decay, 0)
+    return Prepared(q, k, q_plain, k_plain, v, decay, beta, exponent, maximum)
+
+
+def _log_decay(
+    variant: Variant, gate: Any, shape: tuple[int, int, int], group: int
+) -> npt.NDArray[Any]:
+    """Return the log decay of each token, (batch, heads, seq, 1 or features)."""
+    decay = np.zeros((*shape, 1), WIDE)
     if variant.decay == "gate":
         decay = np.asarray(gate).astype(WIDE)
+        decay = decay if decay.ndim == 4 else decay[..., None]
     elif variant.decay == "retnet":
-        gamma = 1 - WIDE(2) ** (-5 - np.arange(k.shape[1], dtype=WIDE))
-        decay = decay + np.log(gamma)[:, None]
-    decay = np.where(kept[:, None], decay, 0)
-    k, k_plain, v, decay = (np.repeat(x, group, axis=1) for x in (k, k_plain, v, decay))
-    return Prepared(q, k, q_plain, k_plain, v, decay)
+        gamma = 1 - WIDE(2) ** (-5 - np.arange(shape[1], dtype=WIDE))
+        decay = decay + np.log(gamma)[:, None, None]
+    return np.repeat(decay, group, axis=1)
+
+
+def _falls(maximum: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the log factor of what was summed before each token: by how much the maximum rises."""
+    before = np.concatenate([maximum[..., :1], maximum[..., :-1]], axis=-1)
+    known = np.isfinite(before)  # before the first token there is nothing to multiply
+    return np.asarray(np.where(known, before, 0) - np.where(known, maximum, 0))
 
 
 @dataclass(frozen=True)
@@ -155,34 +192,90 @@ class Result:
     magnitude: npt.NDArray[Any]
 
 
-def quadratic(variant: Variant, q: Any, k: Any, v: Any, **given: Any) -> Result:
-    """Return the outputs by the sums over all pairs of tokens."""
+def quadratic(
+    variant: Variant, q: Any, k: Any, v: Any, *, exact: bool = False, **given: Any
+) -> Result:
+    """Return the outputs by the sums over all pairs of tokens.
+
+    The magnitude is for the fast or the exact arithmetic; it differs for FAVOR+, the sizes of whose
+    features differ by any factor.
+    """
     p = prepare(variant, q, k, v, **given)
-    seq = p.q.shape[2]
-    c = np.cumsum(p.log_decay, axis=-1)
-    # Differences of gates first: the sum of the gates between j and i.
-    weights = np.exp(np.minimum(c[..., :, None] - c[..., None, :], 0))
-    if variant.causal:
-        weights = weights * np.tril(np.ones((seq, seq)))
-    out = ((p.q @ np.swapaxes(p.k, -1, -2)) * weights) @ p.v
-    sizes = (_pair_norms(variant, p.q) @ np.swapaxes(_pair_norms(variant, p.k), -1, -2)) * weights
+    scores = _scores(variant, p.q, p.k, p.log_decay)
+    if variant.update == "delta":
+        u = delta.added(_scores(variant, p.k, p.k, p.log_decay), p.v, p.beta)
+        return Result(scores @ u, delta.magnitude(p.q, p.k, p.v, p.beta, p.log_decay, LEAST))
+    out = scores @ p.v
+    sizes = _sizes(variant, p, LEAST_OF_ROW if exact else LEAST)
     magnitude = sizes @ np.abs(p.v)
     if variant.normalize:
-        total = ((p.q_plain @ np.swapaxes(p.k_plain, -1, -2)) * weights).sum(-1, keepdims=True)
-        total = total + WIDE(variant.eps)
-        out, magnitude = out / total, magnitude / np.abs(total)
-    return Result(out, magnitude)
+        weights = _scores(variant, p.q_plain, p.k_plain, p.log_decay)
+        total = weights.sum(-1, keepdims=True) + WIDE(variant.eps)
+        out = out / total
+        if variant.feature_map in ("cosformer", "favor"):
+            # The divisor's own error: elsewhere that of a sum of positive numbers, a few u.
+            magnitude = magnitude + sizes.sum(-1, keepdims=True) * np.abs(out)
+        magnitude = magnitude / np.abs(total)
+    return Result(out, magnitude * (1 + p.exponent))
 
 
-def _pair_norms(variant: Variant, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the norms of the pairs that rotate together, and the size of what does not rotate."""
-    size = np.abs(x)
-    if variant.rotary_dim and variant.placement != "before_map":
-        pairs = pair_indices(x.shape[-1], variant.rotary_dim, variant.layout, variant.rotary_side)
-        norm = np.hypot(x[..., pairs[0]], x[..., pairs[1]])
-        size[..., pairs[0]] = norm
-        size[..., pairs[1]] = 0
-    return np.asarray(size)
+def _scores(
+    variant: Variant,
+    q: npt.NDArray[Any],
+    k: npt.NDArray[Any],
+    log_decay: npt.NDArray[Any],
+    least: float = 0.0,
+) -> npt.NDArray[Any]:
+    """Return Σ_d q_id k_jd e^{c_id − c_jd}, (batch, heads, seq, seq); 0 for what is not seen.
+
+    Exponentials are taken as `least` where they are less.
+    """
+    # Of gates of −∞ sums have no differences; e^−20000 is 0 here as well.
+    c = np.cumsum(np.maximum(log_decay, -20_000), axis=2)
+    if log_decay.shape[-1] == 1:
+        row = c[..., 0]
+        # Differences of gates first: the sum of the gates between j and i.
+        weights = np.exp(np.minimum(row[..., :, None] - row[..., None, :], 0))
+        weights = np.maximum(weights, least)
+        scores = (q @ np.swapaxes(k, -1, -2)) * weights
+        return np.tril(scores) if variant.causal else np.asarray(scores)
+    scores = np.zeros((*q.shape[:3], q.shape[2]), WIDE)
+    for i in range(q.shape[2]):
+        weights = np.maximum(np.exp(c[:, :, i, None] - c[:, :, : i + 1]), least)
+        scores[:, :, i, : i + 1] = (weights * k[:, :, : i + 1] * q[:, :, i, None]).sum(-1)
+    return scores
+
+
+def _sizes(variant: Variant, p: Prepared, least: float) -> npt.NDArray[Any]:
+    """Return what `_scores` of rotated queries and keys adds up, without signs.
+
+    `least` is what FAVOR+'s features are raised by, relative to the largest.
+    """
+    q, k = (_lengths(variant, x, p.log_decay.shape[-1] > 1) for x in (p.q, p.k))
+    if variant.feature_map == "favor":
+        more = least / np.sqrt(WIDE(q.shape[-1]))  # the largest feature is 1/√m
+        q, k = q + more, np.where(k.any(-1, keepdims=True), k + more, 0)
+    return _scores(variant, q, k, p.log_decay, LEAST)
+
+
+def _lengths(variant: Variant, x: npt.NDArray[Any], by_channel: bool) -> npt.NDArray[Any]:
+    """Return the norms of the pairs that rotate together, and the size of what does not rotate.
+
+    A pair's norm stands once, in its first channel, unless channels decay at rates of their own.
+    """
+    size = np.asarray(np.abs(x))
+    if variant.feature_map == "cosformer":
+        first, second = np.split(np.arange(x.shape[-1]), 2)
+    elif variant.rotary_dim and variant.placement != "before_map":
+        first, second = pair_indices(
+            x.shape[-1], variant.rotary_dim, variant.layout, variant.rotary_side
+        )
+    else:
+        return size
+    norm = np.hypot(x[..., first], x[..., second])
+    size[..., first] = norm
+    size[..., second] = norm if by_channel else 0
+    return size
 
 
 @dataclass(frozen=True)
@@ -191,6 +284,8 @@ class Sums:
 
     numerator: npt.NDArray[Any]
     normaliser: npt.NDArray[Any]
+    maximum: Any = None
+    """FAVOR+'s, (batch, heads)."""
 
 
 def recurrent(variant: Variant, q: Any, k: Any, v: Any, **given: Any) -> tuple[Any, Sums]:
@@ -199,17 +294,23 @@ def recurrent(variant: Variant, q: Any, k: Any, v: Any, **given: Any) -> tuple[A
     p = prepare(variant, q, k, v, **given)
     state = np.zeros((*p.k.shape[:2], p.k.shape[3], p.v.shape[3]), WIDE)
     total = np.zeros(state.shape[:3], WIDE)
+    if variant.update == "delta":
+        states, _ = delta.recurrent(p.k, p.v, p.beta, p.log_decay)
+        out = np.einsum("bhtd,bhtde->bhte", p.q, states)
+        return out, Sums(states[:, :, -1] if states.shape[2] else state, total)
     outputs = []
     for t in range(p.q.shape[2]):
-        factor = np.exp(p.log_decay[..., t])
-        state = state * factor[..., None, None] + p.k[:, :, t, :, None] * p.v[:, :, t, None, :]
-        total = total * factor[..., None] + p.k_plain[:, :, t]
+        factor = np.exp(p.log_decay[:, :, t])
+        state = state * factor[..., None] + p.k[:, :, t, :, None] * p.v[:, :, t, None, :]
+        total = total * factor + p.k_plain[:, :, t]
         out = np.einsum("bhd,bhde->bhe", p.q[:, :, t], state)
         if variant.normalize:
             weight = np.einsum("bhd,bhd->bh", p.q_plain[:, :, t], total)
             out = out / (weight[..., None] + WIDE(variant.eps))
         outputs.append(out)
-    return np.stack(outputs, axis=2) if outputs else np.zeros_like(p.v), Sums(state, total)
+    largest = None if p.maximum is None else np.max(p.maximum, axis=-1, initial=-np.inf)
+    sums = Sums(state, total, largest)
+    return np.stack(outputs, axis=2) if outputs else np.zeros_like(p.v), sums
 
 
 def unit_roundoff(dtype: str) -> float:

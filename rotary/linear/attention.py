@@ -25,7 +25,7 @@ from rotary.linear import feature_maps, operation, packing, segments
 from rotary.linear.chunks import LOWEST, Inputs, Sums
 from rotary.linear.decays import RetNet, log_factors, of_heads
 from rotary.linear.feature_maps import CosFormer
-from rotary.linear.inputs import Sizes, check_mask, read_beta, read_gate, read_sizes
+from rotary.linear.inputs import Call, Sizes, check_mask, read_beta, read_gate, read_sizes
 from rotary.linear.operation import Settings
 from rotary.linear.placement import Placed, Tables, check_below, look_up, place
 from rotary.linear.random_features import FavorPlus
@@ -123,8 +123,9 @@ class LinearAttention:
     "numerator" and "both" are the same.  With ``rope=None`` the placement has no meaning and has to
     be left at its default.
 
-    Bound of the fast arithmetic, for each output: |error| ≤ 64·u·Σ ‖φ(q)_pair‖ ‖φ(k)_pair‖ |v|,
-    over the divisor, with u = 2^−24 (2^−53 for float64); half a last place more for 16-bit outputs.
+    Bound for each output: |error| ≤ 64·u·Σ ‖φ(q)_pair‖ ‖φ(k)_pair‖ |v|, over the divisor, with
+    u = 2^−24 (2^−53 for float64); half a last place more for 16-bit outputs.  With gates, under the
+    delta rule (for ‖k‖ ≤ 1 and 0 ≤ β ≤ 1) and for FavorPlus the sum is another: docs/numbers.md.
     Non-finite values reach their own chunk, earlier tokens of it included; with exact arithmetic
     they reach none before.
 
@@ -177,6 +178,10 @@ class LinearAttention:
             self.feature_map, FavorPlus | CosFormer
         ):
             check_choice("feature_map", self.feature_map, feature_maps.NAMES)
+        if self.feature_map in (FavorPlus, CosFormer):
+            raise ValueError(
+                f"feature_map: got {self.feature_map}, expected an object of that class"
+            )
         check_choice("placement", self.placement, PLACEMENTS)
         check_choice("update", self.update, UPDATES)
         check_choice("arithmetic", self.arithmetic, _arithmetic.NAMES)
@@ -340,9 +345,8 @@ class LinearAttention:
             raise ValueError(f"causal: got False with decay={self.decay!r}, expected True")
         if not causal and self.update != "additive":
             raise ValueError(f"causal: got False with update={self.update!r}, expected True")
-        return self._attend(
-            q, k, v, None, causal, key_mask, gate, beta, positions, cu_seqlens, keep=False
-        )[0]
+        call = Call(q, k, v, None, key_mask, gate, beta, positions)
+        return self._attend(call, cu_seqlens, causal=causal, keep=False)[0]
 
     def prefill(
         self,
@@ -388,9 +392,8 @@ class LinearAttention:
         >>> state.normaliser, state.position
         (array([[[12., 12., 12., 12.]]], dtype=float32), array([6], dtype=int32))
         """
-        out, after = self._attend(
-            q, k, v, state, True, key_mask, gate, beta, positions, cu_seqlens, keep=True
-        )
+        call = Call(q, k, v, state, key_mask, gate, beta, positions)
+        out, after = self._attend(call, cu_seqlens, causal=True, keep=True)
         assert after is not None
         return out, after
 
@@ -475,120 +478,62 @@ class LinearAttention:
                 "positions: got None, expected those of the tokens in the whole sequence: a "
                 "segment does not know where it begins"
             )
-        state = self._attend(
-            None, k, v, None, True, key_mask, gate, beta, positions, None, keep=True
-        )[1]
+        call = Call(None, k, v, None, key_mask, gate, beta, positions)
+        state = self._attend(call, None, causal=True, keep=True)[1]
         assert state is not None
         return state
 
     def _attend(
-        self,
-        q: Any,
-        k: Any,
-        v: Any,
-        state: State | None,
-        causal: bool,
-        key_mask: Any,
-        gate: Any,
-        beta: Any,
-        positions: Any,
-        cu_seqlens: Any,
-        *,
-        keep: bool,
+        self, call: Call, cu_seqlens: Any, *, causal: bool, keep: bool
     ) -> tuple[Any, State | None]:
         """Return the outputs (None without q), and the state after them if it is to be kept."""
-        if (beta is None) != (self.update != "delta"):
-            came = "None" if beta is None else "an array"
-            wanted = "what the rule multiplies by" if beta is None else "None"
+        if (call.beta is None) != (self.update != "delta"):
+            came = "None" if call.beta is None else "an array"
+            wanted = "what the rule multiplies by" if call.beta is None else "None"
             raise ValueError(f"beta: got {came} with update={self.update!r}, expected {wanted}")
-        if (gate is None) != (self.decay != "gate"):
-            came = "None" if gate is None else "an array"
-            wanted = "log gates" if gate is None else "None"
+        if (call.gate is None) != (self.decay != "gate"):
+            came = "None" if call.gate is None else "an array"
+            wanted = "log gates" if call.gate is None else "None"
             raise ValueError(f"gate: got {came} with decay={self.decay!r}, expected {wanted}")
         if causal and self.feature_map == "softmax":
             raise ValueError(
                 "feature_map: got 'softmax', whose keys depend on all tokens; expected another map "
                 "for causal attention, states and segments"
             )
-        sizes = read_sizes(q, k, v, self.arithmetic)
+        sizes = read_sizes(call.q, call.k, call.v, self.arithmetic)
         if cu_seqlens is not None:
-            return packing.attend(
-                self,
-                q,
-                k,
-                v,
-                state,
-                causal,
-                key_mask,
-                gate,
-                beta,
-                positions,
-                cu_seqlens,
-                sizes,
-                keep,
-            )
-        if key_mask is not None:
-            check_mask(key_mask, k, sizes)
-        return self._attend_checked(
-            q, k, v, state, causal, key_mask, gate, beta, positions, sizes, keep
-        )
+            return packing.attend(self, call, cu_seqlens, causal, sizes, keep)
+        if call.key_mask is not None:
+            check_mask(call.key_mask, call.k, sizes)
+        return self._attend_checked(call, causal, sizes, keep)
 
     def _attend_checked(
-        self,
-        q: Any,
-        k: Any,
-        v: Any,
-        state: State | None,
-        causal: bool,
-        key_mask: Any,
-        gate: Any,
-        beta: Any,
-        positions: Any,
-        sizes: Sizes,
-        keep: bool,
+        self, call: Call, causal: bool, sizes: Sizes, keep: bool
     ) -> tuple[Any, State | None]:
+        q, k, v, state, key_mask, gate, beta, positions = call
         backend = sizes.backend
         xp = backend.namespace(k)
-        a = _arithmetic.arithmetic(self.arithmetic, backend)
         if state is not None:
             check_state("state", state)
             check_place(state, k)
         placed, tables = self._place(positions, key_mask, state, sizes, k, keep)
         mask = None if key_mask is None else xp.reshape(key_mask, (sizes.batch, 1, 1, sizes.seq, 1))
-        q, k = self._mapped(a, q, k, mask, tables, sizes)
+        q, k = self._mapped(q, k, mask, tables, sizes)
         settings = self._settings(causal, sizes, dtype_name(k if q is None else q))
-        features = feature_maps.named(settings.feature_map).width(k.shape[-1])
-        rotated = sizes.key_dim if self.placement == "before_map" else features
-        if self.rope is not None and self.rope.head_dim != rotated:
-            raise ValueError(
-                f"rope: got head_dim = {self.rope.head_dim}, expected the number of features that "
-                f"it rotates, {rotated}"
-            )
-        log_gate, log_gate_low = self._gates(gate, mask, sizes, k, features)
-        if self.arithmetic == "exact" and features > LONGEST:
-            raise ValueError(
-                f"k: got {features} features with arithmetic='exact', expected at most {LONGEST}"
-            )
-        by_channel = log_gate is not None and log_gate.shape[-1] != 1
-        sums = self._sums(state, features, by_channel, sizes, k, keep)
+        features = self._features(settings, k, sizes)
+        high, low = self._gates(gate, mask, sizes, k, features)
         if beta is not None:
             beta = read_beta(beta, k, sizes)
             beta = beta if mask is None else xp.where(mask[:, :, 0, ...], beta, xp.zeros_like(beta))
-        if q is None and self.update == "delta":
+        sums = self._sums(state, features, high is not None and high.shape[-1] != 1, sizes, k, keep)
+        segment = q is None and self.update == "delta"
+        if segment:
             v, sums = segments.with_transition(v, sums, backend)
-        group = sizes.heads // sizes.kv_heads
-        inputs = Inputs(
-            None
-            if q is None
-            else xp.reshape(q, (sizes.batch, sizes.kv_heads, group, sizes.seq, q.shape[-1])),
-            k[:, :, None, ...],
-            v,
-            log_gate,
-            log_gate_low,
-            beta,
-            mask,
-            *(Tables() if settings.rotate is None else tables),
-        )
+        if q is not None:
+            group = sizes.heads // sizes.kv_heads
+            q = xp.reshape(q, (sizes.batch, sizes.kv_heads, group, sizes.seq, q.shape[-1]))
+        tables = Tables() if settings.rotate is None else tables
+        inputs = Inputs(q, k[:, :, None, ...], v, high, low, beta, mask, *tables)
         shape = (sizes.batch, sizes.heads, sizes.seq, sizes.value_dim)
         if sizes.seq:
             out, after = operation.run(settings, inputs, sums)
@@ -600,8 +545,22 @@ class LinearAttention:
             out, after = None if q is None else xp.broadcast_to(v[:, :1, ...], shape), sums
         if placed is None or not keep:
             return out, None
-        segment = None if q is not None or self.update != "delta" else sizes.value_dim
-        return out, self._state(after, placed.after, segment)
+        return out, self._state(after, placed.after, sizes.value_dim if segment else None)
+
+    def _features(self, settings: Settings, k: Any, sizes: Sizes) -> int:
+        """Return the number of features of keys k, or raise if rope or arithmetic refuse it."""
+        features = feature_maps.named(settings.feature_map).width(k.shape[-1])
+        rotated = sizes.key_dim if self.placement == "before_map" else features
+        if self.rope is not None and self.rope.head_dim != rotated:
+            raise ValueError(
+                f"rope: got head_dim = {self.rope.head_dim}, expected the number of features that "
+                f"it rotates, {rotated}"
+            )
+        if self.arithmetic == "exact" and features > LONGEST:
+            raise ValueError(
+                f"k: got {features} features with arithmetic='exact', expected at most {LONGEST}"
+            )
+        return features
 
     def _place(
         self,
@@ -621,7 +580,8 @@ class LinearAttention:
             return placed, Tables()
         pairs = None
         if isinstance(self.feature_map, CosFormer):
-            check_below(placed, self.feature_map.length, sizes.backend)
+            counted = positions is None and key_mask is None
+            check_below(placed, self.feature_map.length, counted, sizes, like)
             pairs = sizes.key_dim
         return placed, look_up(rope, placed, sizes, like, pairs)
 
@@ -646,12 +606,11 @@ class LinearAttention:
             words = [xp.where(mask[:, :, 0, ...], word, xp.zeros_like(word)) for word in words]
         return words[0], (words[1] if len(words) == 2 else None)
 
-    def _mapped(
-        self, a: Any, q: Any, k: Any, mask: Any, tables: Tables, sizes: Sizes
-    ) -> tuple[Any, Any]:
-        """Take the maps that do not work element by element."""
+    def _mapped(self, q: Any, k: Any, mask: Any, tables: Tables, sizes: Sizes) -> tuple[Any, Any]:
+        """Take the maps that are not of one token at a time, or are the caller's own."""
         if not callable(self.feature_map) and self.feature_map != "softmax":
             return q, k
+        a = _arithmetic.arithmetic(self.arithmetic, sizes.backend)
         xp = sizes.backend.namespace(k)
         key_tables = tables[:2] if tables.key_cos is None else tables[2:]
         mapped: list[Any] = []

@@ -228,7 +228,10 @@ def queries(form: Form, chunk: Inputs) -> Features:
     if form.feature_map.logarithmic:
         top = form.arithmetic.backend.namespace(y).max(y, axis=-1, keepdims=True)
         y = relative_exp(form, y, top)
-    return _rotated(form, y * form.scale if form.scale != 1.0 else y, chunk.cos, chunk.sin)
+    if form.scale != 1.0:
+        # XLA would multiply the constant with what comes next: (y·scale)·e^c as y·(scale·e^c).
+        y = form.arithmetic.product(y, form.scale)
+    return _rotated(form, y, chunk.cos, chunk.sin)
 
 
 def mapped(form: Form, x: Any, cos: Any, sin: Any) -> Any:
@@ -245,7 +248,8 @@ def relative_exp(form: Form, y: Any, top: Any) -> Any:
     a = form.arithmetic
     difference = y - top
     xp = a.backend.namespace(y)
-    return a.exp(xp.minimum(difference, xp.zeros_like(difference))) * y.shape[-1] ** -0.5
+    features = a.exp(xp.minimum(difference, xp.zeros_like(difference)))
+    return a.product(features, y.shape[-1] ** -0.5)  # rounded: see queries
 
 
 def _rotated(form: Form, y: Any, cos: Any, sin: Any) -> Features:

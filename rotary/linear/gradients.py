@@ -367,7 +367,7 @@ def _through_features(
     if form.rotate == "both":
         total = chunks.turn(form, total, *tables, inverse=True)
     if scale != 1.0:
-        total = total * scale
+        total = a.product(total, scale)
     wide = a.enter(chunks.widen(form, x))
     if form.rotate == "before_map":
         wide = chunks.turn(form, wide, *tables)

@@ -11,6 +11,42 @@ from rotary.backends import Backend
 from rotary.dtypes import COMPUTE_DTYPE, dtype_name
 
 
+class Call(NamedTuple):
+    """What a call hands over, as the caller gave it."""
+
+    q: Any
+    k: Any
+    v: Any
+    state: Any = None
+    key_mask: Any = None
+    gate: Any = None
+    beta: Any = None
+    positions: Any = None
+
+    def sequence(self, number: int, tokens: slice) -> Call:
+        """Return one of several sequences in a row: its tokens, and its own state."""
+
+        def of_tokens(x: Any, rank: int) -> Any:
+            """Cut x, whose token axis is the last one up to that rank."""
+            if x is None:
+                return None
+            return x[..., tokens] if len(x.shape) <= rank else x[..., tokens, :]
+
+        state = self.state
+        if state is not None:
+            state = type(state)(*(None if x is None else x[number : number + 1] for x in state))
+        return Call(
+            of_tokens(self.q, 3),
+            of_tokens(self.k, 3),
+            of_tokens(self.v, 3),
+            state,
+            of_tokens(self.key_mask, 2),
+            of_tokens(self.gate, 3),
+            of_tokens(self.beta, 3),
+            of_tokens(self.positions, 3),
+        )
+
+
 class Sizes(NamedTuple):
     """The sizes of a call."""
 
@@ -95,6 +131,16 @@ def check_mask(key_mask: Any, like: Any, sizes: Sizes) -> None:
         raise ValueError(
             f"key_mask: got shape {tuple(key_mask.shape)}, expected (batch, seq) = "
             f"({sizes.batch}, {sizes.seq})"
+        )
+
+
+def check_tokens(name: str, x: Any, like: Any, sizes: Sizes) -> None:
+    """Raise unless there is an x for each token of k: a cut of x would not show it."""
+    rotation.check_same_place(name, x, "k", like, sizes.backend)
+    shape = (sizes.batch, sizes.kv_heads, sizes.seq)
+    if tuple(x.shape[:3]) != shape:
+        raise ValueError(
+            f"{name}: got shape {tuple(x.shape)}, expected (batch, kv_heads, seq) = {shape}"
         )
 
 

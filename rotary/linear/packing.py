@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rotary import positions as _positions
-from rotary.linear.inputs import Sizes, check_mask
+from rotary.linear.inputs import Call, Sizes, check_mask, check_tokens
 from rotary.linear.state import State, check_state
 
 
@@ -44,61 +44,37 @@ def _as_bounds(cu_seqlens: Any, sizes: Sizes) -> list[int]:
 
 
 def attend(
-    attention: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    state: State | None,
-    causal: bool,
-    key_mask: Any,
-    gate: Any,
-    beta: Any,
-    positions: Any,
-    cu_seqlens: Any,
-    sizes: Sizes,
-    keep: bool,
+    attention: Any, call: Call, cu_seqlens: Any, causal: bool, sizes: Sizes, keep: bool
 ) -> tuple[Any, State | None]:
     """Return the outputs of all sequences, joined, and a state whose batch axis is theirs."""
     bounds = read_bounds(cu_seqlens, sizes)
     count = len(bounds) - 1
-    if key_mask is not None:
-        check_mask(key_mask, k, sizes)
-    if state is not None:
-        check_state("state", state)
-        if state.numerator.shape[0] != count:
+    if call.key_mask is not None:
+        check_mask(call.key_mask, call.k, sizes)
+    for name, x in (("gate", call.gate), ("beta", call.beta)):
+        if x is not None:
+            check_tokens(name, x, call.k, sizes)
+    if call.state is not None:
+        check_state("state", call.state)
+        if call.state.numerator.shape[0] != count:
             raise ValueError(
-                f"state: got {state.numerator.shape[0]} batch rows, expected one for each of "
+                f"state: got {call.state.numerator.shape[0]} batch rows, expected one for each of "
                 f"{count} sequences"
             )
-    if positions is not None and not hasattr(positions, "shape"):
-        positions = np.asarray(positions)
+    if call.positions is not None and not hasattr(call.positions, "shape"):
+        call = call._replace(positions=np.asarray(call.positions))
+    if call.positions is not None and tuple(call.positions.shape[-1:]) != (sizes.seq,):
+        raise ValueError(
+            f"positions: got shape {tuple(call.positions.shape)}, expected ({sizes.seq},) or "
+            f"(1, {sizes.seq})"
+        )
     outputs, states = [], []
     for n, (start, stop) in enumerate(pairwise(bounds)):
-
-        def tokens(x: Any, axis: int = -2, start: int = start, stop: int = stop) -> Any:
-            if x is None:
-                return None
-            return x[..., start:stop, :] if axis == -2 else x[..., start:stop]
-
-        row = (
-            None if state is None else State(*(None if x is None else x[n : n + 1] for x in state))
-        )
-        out, after = attention._attend_checked(
-            tokens(q),
-            tokens(k),
-            tokens(v),
-            row,
-            causal,
-            tokens(key_mask, -1),
-            tokens(gate, -1 if gate is None or gate.ndim == 3 else -2),
-            tokens(beta, -1),
-            tokens(positions, -1),
-            sizes._replace(seq=stop - start),
-            keep,
-        )
+        part = call.sequence(n, slice(start, stop))
+        out, after = attention._attend_checked(part, causal, sizes._replace(seq=stop - start), keep)
         outputs.append(out)
         states.append(after)
-    xp = sizes.backend.namespace(k)
+    xp = sizes.backend.namespace(call.k)
     joined = outputs[0] if count == 1 else xp.concat(outputs, axis=-2)
     if not keep:
         return joined, None

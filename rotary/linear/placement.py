@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rotary import positions as _positions
-from rotary.backends import Backend
 from rotary.dtypes import WHOLE_DTYPES, dtype_name
 from rotary.embedding import RotaryEmbedding
 from rotary.linear.arithmetic import running_sum
@@ -131,15 +130,20 @@ def _after(last: Any, mask: Any, start: Any, sizes: Sizes, like: Any, axes: int)
     return xp.max(last, axis=-1) + 1
 
 
-def check_below(placed: Placed, length: int, backend: Backend) -> None:
-    """Raise unless positions are in 0 … length − 1, as far as the host can read them."""
+def check_below(placed: Placed, length: int, counted: bool, sizes: Sizes, like: Any) -> None:
+    """Raise unless positions are in 0 … length − 1, as far as they are known by now.
+
+    `counted` says that each token stands one further on than the one before.
+    """
+    expected = f"expected 0 … {length - 1}, below the length of feature_map"
+    if counted and sizes.seq > length:
+        raise ValueError(f"positions: got {sizes.seq} tokens, {expected}")
+    if sizes.backend.is_traced(like):  # compilers follow the host's numbers too
+        return
     where = placed.positions
-    host = where if isinstance(where, np.ndarray) else readable(where, backend)
+    host = where if isinstance(where, np.ndarray) else readable(where, sizes.backend)
     if host is not None and host.size and not 0 <= host.min() <= host.max() < length:
-        raise ValueError(
-            f"positions: got {host.min()} … {host.max()}, expected 0 … {length - 1}, below the "
-            f"length of feature_map"
-        )
+        raise ValueError(f"positions: got {host.min()} … {host.max()}, {expected}")
 
 
 def look_up(

@@ -122,8 +122,8 @@ def _projection(favor: FavorPlus, dim: int) -> Floats:
 def split_mix(seed: int, start: int, stop: int) -> Words:
     """Return the words number start … stop − 1 of SplitMix64 from that seed, uint64.
 
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure
-    17, with the constants of java.util.SplittableRandom.
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, with the
+    constants of java.util.SplittableRandom.
     """
     # Arrays of uint64 wrap around modulo 2^64 in silence; NumPy's scalars warn.
     z = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -164,7 +164,7 @@ def _squares(points: Floats) -> Floats:
 def _orthonormal(rows: Floats) -> Floats:
     """Return rows orthonormalised in turn: Gram and Schmidt's, modified, twice.
 
-    Once leaves cosines of 10⁻¹³ and more, as much as the rows are nearly dependent.
+    Once leaves cosines of up to 3·10⁻¹³ (128 rows), the larger the closer rows are to dependent.
     """
     rows = rows.copy()
     for _ in range(2):
