@@ -23,6 +23,10 @@ class Expected(NamedTuple):
 
     value: Array
     allowed: Array | None = None
+    low: Array | None = None
+    """Of a float64 value the rest of the real number, from which 0.501 ulp are allowed."""
+    name: str = ""
+    """Which of many outputs it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,7 @@ class FunctionCase:
 def every() -> tuple[FunctionCase, ...]:
     """Return all cases."""
     # Late: they are made from the class above.
-    from rotary.conformance import attention_cases, encodings, linear_cases
+    from rotary.conformance import attention_cases, encodings, golden_cases, linear_cases
 
     return (
         *encodings.learned_frequencies(),
@@ -85,4 +89,5 @@ def every() -> tuple[FunctionCase, ...]:
         *attention_cases.shaw(),
         *attention_cases.biases(),
         *linear_cases.every(),
+        *golden_cases.every(),
     )

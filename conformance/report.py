@@ -1,10 +1,11 @@
-"""What a run found: in the terminal and as JSON."""
+"""What a run found: in the terminal, as JSON, and as a page."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import rotary
-from rotary.conformance.runner import Cell
+from rotary.conformance.runner import ELEMENTS, Cell
 
 SCHEMA = 1
 _SHOWN_FAILURES = 20
@@ -64,6 +65,20 @@ class Report:
         """Numbers outside their level, all cells together."""
         return sum(cell.differing for cell in self.cells)
 
+    def again(self, cell: Cell) -> str:
+        """Return the command that repeats a cell, on the same numbers."""
+        command = ["rotary", "check", "--backend", cell.library, "--case", cell.case]
+        command += ["--dtype", cell.dtype, "--way", cell.way]
+        if self.elements != ELEMENTS:
+            command += ["--elements", str(self.elements)]
+        return shlex.join(command)
+
+    def to_html(self, *, command: str | None = None) -> str:
+        """Return the report as a page; `command` is what was run."""
+        from rotary.conformance.html import render  # late: it reads this class
+
+        return render(self, command=command)
+
     def to_json(self) -> str:
         """Return the whole report as JSON."""
         return json.dumps(
@@ -90,7 +105,7 @@ class Report:
         console.print(_summary(self))
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         console.print(f"numbers that differ·cells of dtype and way; {versions}", soft_wrap=True)
-        _show_failures(self.failures, console)
+        _show_failures(self, console)
         for library, reason in self.left_out.items():
             console.print(f"left out: {library}: {escape(reason)}", style="dim", soft_wrap=True)
         _show_not_run(self.cells, console)
@@ -152,8 +167,8 @@ def _cells(cells: Iterable[Cell]) -> Table:
     return table
 
 
-def _show_failures(failures: Iterable[Cell], console: Console) -> None:
-    failures = list(failures)
+def _show_failures(report: Report, console: Console) -> None:
+    failures = report.failures
     for cell in failures[:_SHOWN_FAILURES]:
         found = next(iter(cell.detail.splitlines()), "")
         if cell.verdict == "fails":
@@ -162,12 +177,8 @@ def _show_failures(failures: Iterable[Cell], console: Console) -> None:
                 f"{cell.differing:,} of {cell.elements:,} differ, worst {cell.worst:.3g}{where}: "
                 f"{found}"
             )
-        again = (
-            f"rotary check --backend {cell.library} --case {cell.case} --dtype {cell.dtype} "
-            f"--way '{cell.way}'"
-        )
         console.print(f"[red]{cell.verdict}[/] {escape(f'{cell.name}: {found}')}", soft_wrap=True)
-        console.print(f"  {again}", style="dim", soft_wrap=True)
+        console.print(f"  {escape(report.again(cell))}", style="dim", soft_wrap=True)
     if len(failures) > _SHOWN_FAILURES:
         console.print(f"… and {len(failures) - _SHOWN_FAILURES} more")
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -197,13 +197,17 @@ def _compare_function(
         raise ValueError(f"got {len(outputs)} outputs, expected {len(want)}")
     found = [_held(y, expected) for y, expected in zip(outputs, want, strict=True)]
     level = "bound" if any(expected.allowed is not None for expected in want) else "bitwise"
+    if any(expected.low is not None for expected in want):
+        level = f"ulp <= {FLOAT64_ULPS}"
     worst = max(range(len(found)), key=lambda i: (found[i].differing > 0, found[i].worst))
     together = replace(
         found[worst],
         elements=sum(difference.elements for difference in found),
         differing=sum(difference.differing for difference in found),
     )
-    return level, together, _at_worst(found[worst], outputs[worst], want[worst].value)
+    detail = _at_worst(found[worst], outputs[worst], want[worst].value)
+    named = want[worst].name and detail
+    return level, together, f"{want[worst].name}: {detail}" if named else detail
 
 
 @lru_cache(maxsize=128)
@@ -223,6 +227,8 @@ def prepared(
 
 
 def _held(got: npt.NDArray[Any], expected: Expected) -> compare.Difference:
+    if expected.low is not None:
+        return compare.ulps(got, expected.value, expected.low, FLOAT64_ULPS)
     if expected.allowed is None:
         return compare.bits(got, expected.value)
     return compare.bound(got, expected.value, expected.allowed)
@@ -308,8 +314,8 @@ def run(
     Parameters
     ----------
     backends : iterable of str, optional
-        Names of array libraries, such as "numpy" or "jax" (``libraries.KNOWN``); by default all
-        that are installed and run on this machine.
+        Names of array libraries, such as "numpy" or "jax" (``libraries.KNOWN``), or of modules
+        (``libraries.load``); by default all that are installed and run on this machine.
     cases : iterable of str
         Case ids, or patterns of them such as ``"rotation/*"``.
     dtypes : iterable of str
@@ -336,6 +342,37 @@ def run(
     """
     from rotary.conformance.report import Report
 
+    collected = collect(backends, cases=cases, dtypes=dtypes, ways=ways, elements=elements)
+    planned = collected.planned
+    cells, started = [], time.perf_counter()
+    for number, item in enumerate(planned):
+        if isinstance(item, Task):
+            if progress is not None:
+                name = f"{item.library.name} {item.case.id} {item.dtype} {item.way.name}"
+                progress(number, len(planned), name)
+            item = run_task(item, elements, make)
+        cells.append(item)
+    seconds = time.perf_counter() - started
+    return Report(tuple(cells), collected.versions, elements, seconds, collected.left_out)
+
+
+class Collected(NamedTuple):
+    """What is to be run."""
+
+    planned: tuple[Task | Cell, ...]
+    versions: dict[str, str]
+    left_out: dict[str, str]
+
+
+def collect(
+    backends: Iterable[str] | None = None,
+    *,
+    cases: Iterable[str] = ("*",),
+    dtypes: Iterable[str] = all_cases.DTYPES,
+    ways: Iterable[str] | None = None,
+    elements: int = ELEMENTS,
+) -> Collected:
+    """Return what :func:`run` would run; arguments and errors are those of :func:`run`."""
     left_out: dict[str, str] = {}
     if backends is None:
         chosen, left_out = libraries.load_installed()
@@ -347,17 +384,8 @@ def run(
     if ways is not None:
         known = {way.name for library in chosen for way in library.ways} | {"table gradient"}
         _check_names("way", ways := tuple(ways), sorted(known))
-    planned = list(plan(chosen, all_cases.select(cases), dtypes, ways))
-    cells, started = [], time.perf_counter()
-    for number, item in enumerate(planned):
-        if isinstance(item, Task):
-            if progress is not None:
-                name = f"{item.library.name} {item.case.id} {item.dtype} {item.way.name}"
-                progress(number, len(planned), name)
-            item = run_task(item, elements, make)
-        cells.append(item)
-    versions = {library.name: library.version for library in chosen}
-    return Report(tuple(cells), versions, elements, time.perf_counter() - started, left_out)
+    planned = tuple(plan(chosen, all_cases.select(cases), dtypes, ways))
+    return Collected(planned, {library.name: library.version for library in chosen}, left_out)
 
 
 def _check_names(what: str, given: Iterable[Any], known: Any) -> None:

@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from rotary.conformance import cases, libraries
 
 SMALL = ["check", "--backend", "numpy", "--elements", "1000"]
 # What the command needs beyond what the library needs.
-EXTRA = ("mpmath", "ml_dtypes", "rich")
+EXTRA = ("jinja2", "mpmath", "ml_dtypes", "rich")
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +220,53 @@ def test_whatever_is_asked_for_stands_in_the_report_run_or_not(check, tmp_path):
         assert cell["detail"] if cell["verdict"] == "not run" else cell["verdict"] == "holds"
 
 
+def junit_of(check, tmp_path: Path, *arguments: str) -> tuple[int, ET.Element]:
+    file = tmp_path / "report.xml"
+    status, _, _ = check("--junit", str(file), *arguments)
+    return status, ET.parse(file).getroot()
+
+
+def test_junit_has_a_test_case_for_each_cell(check, tmp_path):
+    status, root = junit_of(check, tmp_path, "--case", "rotation/half,gradient/tables-half")
+    assert status == 0
+    (suite,) = root
+    counts = {name: suite.get(name) for name in ("name", "tests", "failures", "errors", "skipped")}
+    assert counts == {
+        "name": "numpy",
+        "tests": "10",
+        "failures": "0",
+        "errors": "0",
+        "skipped": "2",
+    }
+    named = {(case.get("classname"), case.get("name")) for case in suite.iter("testcase")}
+    assert len(named) == 10
+    assert ("numpy.rotation/half", "float32 / in place / bitwise") in named
+    reasons = [skipped.get("message") for skipped in suite.iter("skipped")]
+    assert reasons == ["numpy computes no gradients"] * 2
+    assert [p.get("value") for p in suite.iter("property")] == [np.__version__]
+
+
+@pytest.mark.usefixtures("contracted")
+def test_junit_tells_what_failed(check, tmp_path):
+    status, root = junit_of(check, tmp_path, "--case", "rotation/half", "--dtype", "float32")
+    assert status == 1
+    assert root[0].get("failures") == "2"
+    assert all("expected" in failure.get("message") for failure in root.iter("failure"))
+
+
+def test_junit_holds_what_xml_cannot(check, monkeypatch, tmp_path):
+    def broken(x, factor):
+        raise ValueError("\x1b[31m<no> & \x00")
+
+    monkeypatch.setattr(_numpy, "product", broken)
+    status, root = junit_of(check, tmp_path, "--case", "rotation/half", "--way", "eager")
+    assert status == 1
+    assert root[0].get("errors") == "4"
+    assert {error.get("message") for error in root.iter("error")} == {
+        "ValueError: \ufffd[31m<no> & \ufffd"
+    }
+
+
 # What fails.
 
 
@@ -277,6 +326,11 @@ def test_many_failures_are_shown_in_part(check):
         (["--elements", "0"], ["elements: got 0", "1 to "]),
         (["--elements", "-5"], ["elements: got -5"]),
         (["--json", "no/such/folder/report.json"], ["--json", "no/such/folder"]),
+        (["--junit", "no/such/folder/report.xml"], ["--junit", "no/such/folder"]),
+        (["--backend", "json"], ["backend 'json'", "json is no backend", "nor asarray()"]),
+        (["--backend", "no.such.module"], ["backend 'no.such.module' is unknown", "no.such"]),
+        (["--backend", "numpy,no_such_library"], ["backend 'no_such_library' is unknown"]),
+        (["--ulp", "2"], ["--ulp: only with --implementation"]),
     ],
 )
 def test_what_cannot_be_asked_exits_2_and_says_why(check, arguments, words):
@@ -347,6 +401,75 @@ def test_help_needs_no_extra_and_no_library(arguments):
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: rotary" in done.stdout
     assert "check" in done.stdout
+
+
+# Libraries and backends of somebody else.
+
+PLUGIN = Path(__file__).resolve().parent / "plugin"
+BOXED = ("check", "--backend", "boxed.rotary_backend", "--elements", "100")
+
+
+@pytest.fixture
+def boxed(monkeypatch, tmp_path):
+    """Make the package of plugin/ importable, with its entry point if asked for."""
+
+    def make(*, installed: bool) -> None:
+        monkeypatch.syspath_prepend(PLUGIN)
+        if installed:
+            info = tmp_path / "boxed-1.0.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text("Metadata-Version: 2.1\nName: boxed\nVersion: 1.0\n")
+            (info / "entry_points.txt").write_text(
+                "[rotary.backends]\nboxed = boxed.rotary_backend\n"
+            )
+            monkeypatch.syspath_prepend(tmp_path)
+
+    yield make
+    for name in ("boxed", "boxed.rotary_backend"):
+        sys.modules.pop(name, None)
+
+
+def test_a_backend_of_somebody_else_is_checked_like_ours(check, boxed):
+    boxed(installed=True)
+    status, out, _ = check("--case", "rotation/half", start=[*BOXED])
+    assert status == 0
+    assert "0 of 8 cells fail" in out
+    assert "boxed.rotary_backend 1.0" in out
+
+
+def test_a_fault_of_somebody_elses_backend_is_found(check, boxed, monkeypatch):
+    boxed(installed=True)
+    from boxed import rotary_backend
+
+    monkeypatch.setattr(rotary_backend, "product", lambda x, factor: x * factor * factor)
+    status, out, _ = check("--case", "rotation/half", start=[*BOXED, "--way", "eager"])
+    assert status == 1
+    assert "rotary check --backend boxed.rotary_backend --case rotation/half" in out
+
+
+def test_a_backend_that_no_array_finds_exits_2(check, boxed):
+    boxed(installed=False)
+    status, out, err = check(start=[*BOXED])
+    assert (status, out.strip()) == (2, "")
+    assert "arrays of boxed.Array belong to no backend: is its entry point" in err
+
+
+def test_an_array_library_is_checked_by_its_name(check):
+    start = ["check", "--backend", "array_api_strict", "--elements", "100"]
+    status, out, _ = check("--case", "rotation/half,rotation/offset", start=start)
+    assert status == 0
+    assert "0 of 8 cells fail" in out
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_module_may_say_how_it_is_run(check, monkeypatch, good):
+    module = ModuleType("mine")
+    module.library = lambda: libraries.load("numpy") if good else "numpy"
+    monkeypatch.setitem(sys.modules, "mine", module)
+    start = ["check", "--backend", "mine", "--elements", "100"]
+    status, out, err = check("--case", "rotation/half", start=start)
+    assert status == (0 if good else 2)
+    assert f"mine {np.__version__}" in out if good else "mine.library() gives str" in err
 
 
 def without(*modules: str) -> str:

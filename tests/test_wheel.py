@@ -128,6 +128,10 @@ def test_the_wheel_runs(wheel: dict[str, bytes], tmp_path: Path) -> None:
     printed = run(sys.executable, "-P", "-c", code, cwd=tmp_path, path=tmp_path)
     assert Path(printed.strip()) == tmp_path / "rotary" / "__init__.py"
     assert "check" in run(sys.executable, "-P", "-m", "rotary", "-h", cwd=tmp_path, path=tmp_path)
+    plugin = ("-p", "rotary.conformance.plugin", "--pyargs", "rotary.conformance")
+    chosen = ("--rotary-backend", "numpy", "--rotary-case", "rotation/half")
+    pytest_ = (sys.executable, "-P", "-m", "pytest", "-q", "--rootdir", tmp_path)
+    assert "8 passed" in run(*pytest_, *plugin, *chosen, cwd=tmp_path, path=tmp_path)
 
 
 def test_the_sdist_builds_the_same_wheel(

@@ -79,11 +79,12 @@ def installed() -> list[str]:
 
 
 def load(name: str) -> Library:
-    """Return a library by name, or raise :class:`NotInstalledError` saying why not."""
-    if name not in KNOWN:
-        raise NotInstalledError(f"backend {name!r} is unknown; known are {', '.join(KNOWN)}")
+    """Return a library by name, or raise :class:`NotInstalledError` saying why not.
+
+    A name that is not known here is a module that can be imported: see ``_other.py``.
+    """
     try:
-        return _load(name)
+        return _load(name) if name in KNOWN else _load_other(name)
     except CannotRunError as error:
         raise NotInstalledError(f"backend {name!r} was asked for, but {error}") from error
 
@@ -108,3 +109,9 @@ def _load(name: str) -> Library:
         reason = " ".join(str(error).split())
         raise CannotRunError(f"{module} cannot be imported: {reason}") from error
     return library
+
+
+def _load_other(name: str) -> Library:
+    from rotary.conformance.libraries import _other
+
+    return _other.library(name)
