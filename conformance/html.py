@@ -334,15 +334,15 @@ def _found(cell: Cell) -> str:
 
 
 def _largest(report: Report) -> list[tuple[str, list[Cell]]]:
-    """Return the cells that hold with the largest errors, of each level that allows any."""
-    by_level: dict[str, list[Cell]] = {}
-    for cell in report.run:
+    """Return, of each level that allows an error, the cells that hold with the largest.
+
+    Only one of each case, whose error is often the same on all libraries.
+    """
+    found: dict[str, dict[str, Cell]] = {}
+    for cell in sorted(report.run, key=lambda cell: -cell.worst):
         if cell.level not in ("bitwise", "reported") and cell.verdict == "holds":
-            by_level.setdefault(cell.level, []).append(cell)
-    return [
-        (level, sorted(cells, key=lambda cell: -cell.worst)[:_SHOWN_LARGEST])
-        for level, cells in by_level.items()
-    ]
+            found.setdefault(cell.level, {}).setdefault(cell.case, cell)
+    return [(level, list(cells.values())[:_SHOWN_LARGEST]) for level, cells in found.items()]
 
 
 def _not_run(cells: Iterable[Cell]) -> dict[str, list[tuple[str, list[Cell]]]]:

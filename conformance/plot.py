@@ -128,8 +128,9 @@ def _errors(got: npt.NDArray[np.float64], want: npt.NDArray[np.float64]) -> npt.
 
 def of_implementation(held: Held) -> tuple[Curve, ...]:
     """Return what was measured of a foreign implementation, a curve for each part."""
+    name = held.name.rpartition(":")[2]
     return tuple(
-        Curve(f"{part.name} of {held.name}, {part.dtype}", "theirs", part.positions, part.errors)
+        Curve(f"{part.name} of {name}, {part.dtype}", "theirs", part.positions, part.errors)
         for part in held.parts
     )
 
@@ -187,6 +188,6 @@ def _coarser(curve: Curve) -> list[tuple[int, float]]:
 
 def _power(n: int) -> str:
     """Return a power of ten as a label."""
-    if -2 <= n <= 3:
+    if -2 <= n <= 2:
         return f"{10.0**n:g}"
     return "10" + str(n).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

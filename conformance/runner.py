@@ -247,7 +247,7 @@ def _compare_tables(
         difference = compare.bits(got, want.float32)
         return "bitwise", difference, _at_worst(difference, got, want.float32)
     difference = compare.ulps(got, want.high, want.low, FLOAT64_ULPS)
-    detail = _at_worst(difference, got, want.high) if difference.differing else ""
+    detail = _at_worst(difference, got, want.high)
     if not difference.differing:
         # Inside the bound, and the same bits as on NumPy.
         ours = reference_tables(case.angles, _key(case.where), task.dtype)

@@ -12,7 +12,7 @@ import rotary
 from rotary import conformance, relative, rotation, tables
 from rotary.backends import owner_of
 from rotary.conformance import runner
-from rotary.linear import chunks
+from rotary.linear import chunks, halves
 
 EAGER = {"backends": ["numpy"], "dtypes": ["float32"], "ways": ["eager"], "elements": 2000}
 
@@ -177,13 +177,13 @@ def test_a_bias_in_the_other_direction_is_caught(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_normaliser_over_rotated_keys_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = chunks.features
+    right = chunks._rotated
 
     def rotated_alone(*given: Any) -> Any:
         rotated, _ = right(*given)
         return chunks.Features(rotated, rotated)
 
-    monkeypatch.setattr(chunks, "features", rotated_alone)
+    monkeypatch.setattr(chunks, "_rotated", rotated_alone)
     failing = failing_cells(cases=["linear/fast-*", "linear/exact-*"], **EAGER)
     assert "numpy / linear/fast-rope / float32 / eager" in failing
     assert "numpy / linear/exact-xpos / float32 / eager" in failing
@@ -191,15 +191,35 @@ def test_a_normaliser_over_rotated_keys_is_caught(monkeypatch: pytest.MonkeyPatc
 
 
 def test_masked_values_times_zero_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = chunks.keys_and_values
+    right = chunks.keys
 
-    def multiplied(form: Any, chunk: Any) -> Any:
-        k, _ = right(form, chunk)
-        return k, chunk.v if chunk.mask is None else chunk.v * chunk.mask[:, :, 0]
+    def multiplied(form: Any, chunk: Any, maximum: Any) -> Any:
+        v = chunk.v if chunk.mask is None else chunk.v * chunk.mask[:, :, 0]
+        return right(form, chunk, maximum)._replace(v=v)
 
-    monkeypatch.setattr(chunks, "keys_and_values", multiplied)
+    monkeypatch.setattr(chunks, "keys", multiplied)
     failing = failing_cells(cases=["linear/padded", "linear/state"], **EAGER)
     assert failing == {"numpy / linear/padded / float32 / eager"}
+
+
+def test_values_added_to_what_the_state_holds_already_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(halves, "solved", lambda a, between, rest, lower: rest)
+    failing = failing_cells(cases=["linear/exact-gated-delta", "linear/exact-gla"], **EAGER)
+    assert failing == {"numpy / linear/exact-gated-delta / float32 / eager"}
+
+
+def test_sums_that_do_not_follow_the_maximum_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = chunks.running_maximum
+
+    def standing(*given: Any) -> Any:
+        found, growth = right(*given)
+        return found, growth * 0.0
+
+    monkeypatch.setattr(chunks, "running_maximum", standing)
+    failing = failing_cells(cases=["linear/exact-favor", "linear/exact-taylor"], **EAGER)
+    assert failing == {"numpy / linear/exact-favor / float32 / eager"}
 
 
 def test_exact_products_without_the_guard_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
