@@ -68,7 +68,7 @@ class Family(NamedTuple):
 def _families() -> dict[str, Family]:
     """Return gates of channels, the delta rule and maps that widen."""
     omega = linear.FavorPlus(_RANDOM_FEATURES).projection(_KEYS)
-    delta = Variant("l2norm", rotary_dim=_KEYS, decay="gate", update="delta", normalize=False)
+    gated = Variant("l2norm", rotary_dim=_KEYS, decay="gate", update="delta", normalize=False)
     return {
         # Each halving of a chunk is a part of the program, and compiled.
         "gla": Family(
@@ -77,7 +77,12 @@ def _families() -> dict[str, Family]:
             by_channel=True,
             chunk_size=16,
         ),
-        "gated-delta": Family(delta, "a state corrected before it decays", chunk_size=16),
+        "delta": Family(
+            Variant("l2norm", update="delta", normalize=False),
+            "a value added to what the state holds already",
+            chunk_size=32,
+        ),
+        "gated-delta": Family(gated, "a state corrected before it decays", chunk_size=16),
         # 153 features: exact products are of at most 256.
         "taylor": Family(Variant("taylor"), "pairs of features in another order", key_dim=16),
         "favor": Family(Variant("favor", projection=omega), "a maximum that looks ahead"),
