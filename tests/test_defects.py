@@ -12,7 +12,6 @@ import re
 import shlex
 import sys
 import textwrap
-import time
 import tomllib
 import warnings
 from collections.abc import Iterator
@@ -95,20 +94,20 @@ def fresh_process(library: str) -> Iterator[None]:
 
 
 @functools.cache
-def run(block: Block) -> tuple[int, str, float]:
-    """Return the exit status, what was printed and the seconds of processors that it took."""
+def run(block: Block) -> tuple[int, str]:
+    """Return the exit status and what was printed."""
     program, *arguments = shlex.split(block.code.replace("\\\n", " "))
     assert program == "rotary"
-    out, started = io.StringIO(), time.process_time()
+    out = io.StringIO()
     with fresh_process(block.requirement[0]), contextlib.redirect_stdout(out):
         status = cli.main(arguments)
-    return status, out.getvalue(), time.process_time() - started
+    return status, out.getvalue()
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=name)
 def test_a_command_prints_what_the_page_quotes(block: Block) -> None:
     need(block)
-    status, out, _ = run(block)
+    status, out = run(block)
     assert status == ("--rtol" in block.code)  # the one level that is asked for does not hold
     lines = block.quoted.splitlines()
     pattern = "".join(r"(?:.*\n)*?" if line == "…" else re.escape(line) + "\n" for line in lines)
@@ -136,15 +135,12 @@ def test_an_example_holds(block: Block) -> None:
         ),
     ],
 )
-def test_the_five_defects_are_named_in_less_than_20_seconds(
-    section: str, words: tuple[str, ...]
-) -> None:
+def test_the_five_defects_are_named(section: str, words: tuple[str, ...]) -> None:
     (block,) = (b for b in COMMANDS if section in b.section and "rotary identify" in b.code)
     need(block)
-    status, out, seconds = run(block)
+    status, out = run(block)
     assert status == 0
     assert [word for word in words if word not in out] == []
-    assert seconds < 20
 
 
 # The page

@@ -79,7 +79,8 @@ def sum(x: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     Parameters
     ----------
     x : array
-        float32, or float16 and bfloat16, which are widened.
+        float32, or float16 and bfloat16, which are widened.  It may be a product of two arrays:
+        that is rounded before anything is added, compiled or not.
     axis : int
         The axis that is summed.
     keepdims : bool
