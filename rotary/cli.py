@@ -48,8 +48,6 @@ _OF_AN_IMPLEMENTATION: tuple[tuple[str, str, Callable[[str], Any], str], ...] = 
 class _Command(NamedTuple):
     """A subcommand."""
 
-    needs: tuple[str, ...]
-    """Modules of the extra ``check``."""
     help: str
     takes: Callable[[argparse.ArgumentParser], None]
     """Adds its description and its arguments to a parser."""
@@ -67,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.asked = shlex.join(["rotary", *(sys.argv[1:] if arguments is None else arguments)])
     command = _COMMANDS[options.command]
     try:
-        missing = [module for module in command.needs if find_spec(module) is None]
+        missing = [module for module in _CHECK_NEEDS if find_spec(module) is None]
         if missing:
             raise _RefusedError(f"needs {', '.join(missing)}: pip install 'rotary[check]'")
         return command.run(options)
@@ -315,16 +313,7 @@ def _identify(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "check": _Command(
-        _CHECK_NEEDS, "hold the installed array libraries to the oracle", _check_takes, _check
-    ),
-    "identify": _Command(
-        _CHECK_NEEDS,
-        "tell what a foreign implementation computes",
-        _identify_takes,
-        _identify,
-    ),
-    "vectors": _Command(
-        _CHECK_NEEDS, "write the golden vectors for other languages", _vectors_takes, _vectors
-    ),
+    "check": _Command("hold the installed array libraries to the oracle", _check_takes, _check),
+    "identify": _Command("tell what a foreign implementation computes", _identify_takes, _identify),
+    "vectors": _Command("write the golden vectors for other languages", _vectors_takes, _vectors),
 }

@@ -231,6 +231,24 @@ def test_jax_gives_the_same_gradients(name: str) -> None:
     assert_near(got, want)
 
 
+def test_exact_gradients_of_taylors_map_have_the_same_bits_under_jit() -> None:
+    jax = pytest.importorskip("jax")
+    attn = LinearAttention("taylor", arithmetic="exact", chunk_size=8)
+    # Of 6 features the constants of the map are no powers of two, so that none may be moved.
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 24, 6)).astype(np.float32)
+    leaves = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
+    out = attn(*leaves, causal=True)
+    want = torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    @jax.jit
+    def pulled_back(*given: Any) -> Any:
+        y, pull = jax.vjp(lambda *x: attn(*x, causal=True), *given)
+        return pull(jax.numpy.ones_like(y))
+
+    for x, y in zip(pulled_back(q, k, v), want, strict=True):
+        assert np.array_equal(np.asarray(x), y.numpy())
+
+
 # -- forms ---------------------------------------------------------------------------------------
 
 

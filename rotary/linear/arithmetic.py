@@ -175,6 +175,17 @@ class Exact(Products):
         return elementary.rsqrt(self.backend, x)
 
 
+def dot(a: Arithmetic, x: Any, y: Any) -> Any:
+    """Return the sums of x·y over the last axis, which stays with length 1."""
+    return a.sum(a.settle(a.product(x, y)), -1)
+
+
+def decay(a: Arithmetic, x: Any) -> Any:
+    """Return e^x for log decays x: rounding may not make a decay a growth."""
+    xp = a.backend.namespace(x)
+    return a.exp(xp.minimum(x, xp.zeros_like(x)))
+
+
 def running_sum(xp: Any, x: Any, axis: int) -> Any:
     """Return the library's inclusive sums."""
     # By the old name where there is one: NumPy has the standard's from 2.1 on, and torch's, which

@@ -25,7 +25,7 @@ from rotary.cache import Cache
 from rotary.dtypes import dtype_name
 from rotary.exact.sums import kahan
 from rotary.linear import halves
-from rotary.linear.arithmetic import Arithmetic
+from rotary.linear.arithmetic import Arithmetic, decay
 from rotary.linear.decays import LEAST, Weights, weights
 from rotary.linear.feature_maps import Map
 from rotary.linear.state import two_words
@@ -206,8 +206,8 @@ def topmost(form: Form, inputs: Inputs, sums: Sums) -> Any:
     """Return the maximum of the random features of all tokens, (batch, kv_heads, 1, 1)."""
 
     def step(maximum: Any, chunk: Inputs) -> tuple[Any, None]:
-        found = keys(form, chunk, maximum).maximum
-        return found[..., -1:, :], None
+        tops = _tops(form, mapped(form, chunk.k, *key_tables(chunk)), chunk.mask)
+        return running_maximum(form.arithmetic, tops, maximum)[0][..., -1:, :], None
 
     return over_chunks(form, step, sums.maximum, inputs._replace(q=None))[1]
 
@@ -246,10 +246,7 @@ def mapped(form: Form, x: Any, cos: Any, sin: Any) -> Any:
 def relative_exp(form: Form, y: Any, top: Any) -> Any:
     """Return features^(−½) e^{y − top}."""
     a = form.arithmetic
-    difference = y - top
-    xp = a.backend.namespace(y)
-    features = a.exp(xp.minimum(difference, xp.zeros_like(difference)))
-    return a.product(features, y.shape[-1] ** -0.5)  # rounded: see queries
+    return a.product(decay(a, y - top), y.shape[-1] ** -0.5)  # rounded: see queries
 
 
 def _rotated(form: Form, y: Any, cos: Any, sin: Any) -> Features:
@@ -292,10 +289,7 @@ def keys(form: Form, chunk: Inputs, maximum: Any) -> Keys:
     y = mapped(form, chunk.k, cos, sin)
     where = a.backend.namespace(y).where
     if form.feature_map.logarithmic:
-        tops = a.backend.namespace(y).max(y, axis=-1, keepdims=True)
-        if chunk.mask is not None:
-            tops = where(chunk.mask, tops, _zeros(a, tops) + LOWEST)
-        maximum, growth = running_maximum(a, tops[:, :, 0, ...], maximum)
+        maximum, growth = running_maximum(a, _tops(form, y, chunk.mask), maximum)
         y = relative_exp(form, y, maximum[:, :, None, ...])
         gate = (growth if form.causal else None, None)
     if chunk.mask is not None:  # after the map: φ(0) need not be 0
@@ -307,6 +301,16 @@ def keys(form: Form, chunk: Inputs, maximum: Any) -> Keys:
     if chunk.mask is not None:
         v = where(chunk.mask[:, :, 0, ...], v, _zeros(a, v))
     return Keys(k, v, gate, maximum)
+
+
+def _tops(form: Form, y: Any, mask: Any) -> Any:
+    """Return the largest random feature of each key that takes part, (batch, kv_heads, C, 1)."""
+    a = form.arithmetic
+    xp = a.backend.namespace(y)
+    tops = xp.max(y, axis=-1, keepdims=True)
+    if mask is not None:
+        tops = xp.where(mask, tops, _zeros(a, tops) + LOWEST)
+    return tops[:, :, 0, ...]
 
 
 def running_maximum(a: Arithmetic, tops: Any, before: Any) -> tuple[Any, Any]:

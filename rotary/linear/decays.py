@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from rotary.exact.words import CONTEXT, nearest
-from rotary.linear.arithmetic import Arithmetic
+from rotary.linear.arithmetic import Arithmetic, decay
 from rotary.linear.halves import Level, levels
 
 # e^−1000 is 0 in float32 and float64: gates below, −∞ among them, are as good as this one.
@@ -94,20 +94,15 @@ def weights(
     xp, channels = a.backend.namespace(gate), gate.shape[-1] != 1
     c, low = a.prefix(gate, gate_low)
     last, last_low = c[..., -1:, :], low[..., -1:, :]
-
-    def decay(difference: Any) -> Any:
-        # Rounding may not make a decay a growth.
-        return a.exp(xp.minimum(difference, xp.zeros_like(difference)))
-
     within = lower
     if not channels:
         row, row_low = xp.matrix_transpose(c), xp.matrix_transpose(low)
-        within = a.weigh(decay((c - row) + (low - row_low)), lower)
+        within = a.weigh(decay(a, (c - row) + (low - row_low)), lower)
     return Weights(
         within,
-        decay(c + low),
-        decay((last - c) + (last_low - low)),
-        decay(last + last_low),
+        decay(a, c + low),
+        decay(a, (last - c) + (last_low - low)),
+        decay(a, last + last_low),
         (last, last_low),
         channels,
         levels(a, c, low) if channels or halves_too else None,

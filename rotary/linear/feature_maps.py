@@ -19,7 +19,7 @@ import numpy as np
 from rotary import exact
 from rotary.checks import whole
 from rotary.dtypes import dtype_name
-from rotary.linear.arithmetic import Arithmetic, Exact
+from rotary.linear.arithmetic import Arithmetic, Exact, dot
 from rotary.linear.random_features import FavorPlus
 
 # exp saturates here: e^(32 + 32) times 2^20 tokens times values of 2^14 is within float32's range.
@@ -129,7 +129,7 @@ def _elementwise(
 
 
 def _inverse_norm(a: Arithmetic, x: Any) -> Any:
-    return a.rsqrt(_dot(a, x, x) + NORM_EPS)
+    return a.rsqrt(dot(a, x, x) + NORM_EPS)
 
 
 def _l2norm(a: Arithmetic, x: Any) -> Any:
@@ -139,11 +139,7 @@ def _l2norm(a: Arithmetic, x: Any) -> Any:
 def _l2norm_pull(a: Arithmetic, x: Any, by: Any) -> Any:
     inverse = _inverse_norm(a, x)
     y = x * inverse
-    return a.settle(by - a.product(y, _dot(a, y, by))) * inverse
-
-
-def _dot(a: Arithmetic, x: Any, y: Any) -> Any:
-    return a.sum(a.settle(a.product(x, y)), -1)
+    return a.settle(by - a.product(y, dot(a, y, by))) * inverse
 
 
 class _Pairs(NamedTuple):
@@ -177,21 +173,22 @@ def _taken(a: Arithmetic, x: Any, places: Any) -> Any:
 
 def _taylor(a: Arithmetic, x: Any) -> Any:
     xp, places = a.backend.namespace(x), _pairs(x.shape[-1])
-    y = x * x.shape[-1] ** -0.25
+    # Rounded, as all constants are: XLA would move one to where it meets another factor.
+    y = a.product(x, x.shape[-1] ** -0.25)
     products = _taken(a, y, places.first) * _taken(a, y, places.second)
-    return xp.concat([xp.ones_like(y[..., :1]), y, y * y * 2**-0.5, products], axis=-1)
+    return xp.concat([xp.ones_like(y[..., :1]), y, a.product(y * y, 2**-0.5), products], axis=-1)
 
 
 def _taylor_pull(a: Arithmetic, x: Any, by: Any) -> Any:
     xp, dim = a.backend.namespace(x), x.shape[-1]
     places = _pairs(dim)
-    y = x * dim**-0.25
-    total = by[..., 1 : 1 + dim] + a.product(by[..., 1 + dim : 1 + 2 * dim], y * 2**0.5)
+    y = a.product(x, dim**-0.25)
+    total = by[..., 1 : 1 + dim] + a.product(by[..., 1 + dim : 1 + 2 * dim], a.product(y, 2**0.5))
     if dim > 1:
         shape = (*x.shape[:-1], dim, dim - 1)
         by_products = xp.reshape(_taken(a, by[..., 1 + 2 * dim :], places.with_other), shape)
-        total = total + _dot(a, by_products, xp.reshape(_taken(a, y, places.others), shape))[..., 0]
-    return total * dim**-0.25
+        total = total + dot(a, by_products, xp.reshape(_taken(a, y, places.others), shape))[..., 0]
+    return a.product(total, dim**-0.25)
 
 
 def _taylor_width(key_dim: int) -> int:
@@ -210,13 +207,13 @@ def _padded_pull(a: Arithmetic, x: Any, by: Any) -> Any:
 
 def _random_features(a: Arithmetic, x: Any, favor: FavorPlus) -> Any:
     """ω·x' − |x'|²/2 for each row ω, x' = D^(−1/4) x."""
-    dot = a.multiply(a.rows(x), a.rows_transposed(_projection(a, x, favor)))
-    return a.settle(dot - a.product(_dot(a, x, x), 0.5 * x.shape[-1] ** -0.5))
+    projected = a.multiply(a.rows(x), a.rows_transposed(_projection(a, x, favor)))
+    return a.settle(projected - a.product(dot(a, x, x), 0.5 * x.shape[-1] ** -0.5))
 
 
 def _random_features_pull(a: Arithmetic, x: Any, by: Any, favor: FavorPlus) -> Any:
     through = a.multiply(a.rows(by), a.columns(_projection(a, x, favor)))
-    return through - a.product(x, a.sum(by, -1) * x.shape[-1] ** -0.5)
+    return through - a.product(x, a.product(a.sum(by, -1), x.shape[-1] ** -0.5))
 
 
 def _projection(a: Arithmetic, like: Any, favor: FavorPlus) -> Any:

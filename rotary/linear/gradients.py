@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rotary.linear import chunks
+from rotary.linear.arithmetic import dot
 from rotary.linear.chunks import Features, Form, Inputs, Sums
 from rotary.linear.decays import LEAST
 
@@ -66,7 +67,7 @@ def pull_back(
     below = _Pulled(None, None, None, None)
     if form.eps is not None:
         # With out = n/d, d̄ = −n·n̄/d; and n·n̄ = q·q̄, so that n is not computed again.
-        by_total = a.settle(a.product(-_dot(a, q.rotated, above.by_q), factor))
+        by_total = a.settle(a.product(-dot(a, q.rotated, above.by_q), factor))
         below = _pull(
             form, q.plain, k.plain, one, gate, by_total, sums.normaliser, by_sums.normaliser
         )
@@ -178,7 +179,7 @@ def _through_residuals(
         a.settle(above.by_state - xp.matrix_transpose(by_first)),
         drift,
     )
-    return found, by_v, _dot(a, adjoint, residual)
+    return found, by_v, dot(a, adjoint, residual)
 
 
 def numerators(
@@ -316,14 +317,9 @@ def _by_channel(gate: tuple[Any, Any]) -> bool:
     return gate[0] is not None and gate[0].shape[-1] != 1
 
 
-def _dot(a: Any, x: Any, y: Any) -> Any:
-    """Return the sum over features, with an axis of length 1."""
-    return a.sum(a.settle(a.product(x, y)), -1)
-
-
 def _shares(a: Any, x: Any, by_x: Any, gate: tuple[Any, Any]) -> Any:
     """Return what x = e^c ⊙ … gives to the gradient by c, (…, seq, 1 or channels)."""
-    return a.settle(a.product(x, by_x)) if _by_channel(gate) else _dot(a, x, by_x)
+    return a.settle(a.product(x, by_x)) if _by_channel(gate) else dot(a, x, by_x)
 
 
 def _at_last(a: Any, drift: Any, end: Any) -> Any:

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rotary.linear.arithmetic import Arithmetic
+from rotary.linear.arithmetic import Arithmetic, decay, dot
 
 
 class Level(NamedTuple):
     """Decays between halves of s tokens each, (…, stretches, s, 1 or channels)."""
 
     since: Any
-    """From the boundary to each token of the second half; None for no decay."""
+    """From the boundary to each token of the second half."""
     until: Any
     """From each token of the first half to the boundary."""
 
@@ -33,21 +33,15 @@ def sizes(length: int) -> list[int]:
 
 def levels(a: Arithmetic, c: Any, low: Any) -> tuple[Level, ...]:
     """Return the decays of each level from prefix sums of log gates in two words, (…, C, d)."""
-    xp = a.backend.namespace(c)
-
-    def decay(difference: Any) -> Any:
-        # Rounding may not make a decay a growth.
-        return a.exp(xp.minimum(difference, xp.zeros_like(difference)))
-
-    found = []
+    xp, found = a.backend.namespace(c), []
     c, low = _padded(a, c), _padded(a, low)
     for size in sizes(c.shape[-2]):
         (first, second), (first_low, second_low) = _halves(xp, c, size), _halves(xp, low, size)
         at, at_low = first[..., -1:, :], first_low[..., -1:, :]
         found.append(
             Level(
-                decay((second - at) + (second_low - at_low)),
-                decay((at - first) + (at_low - first_low)),
+                decay(a, (second - at) + (second_low - at_low)),
+                decay(a, (at - first) + (at_low - first_low)),
             )
         )
     return tuple(found)
@@ -68,7 +62,7 @@ def blocks(a: Arithmetic, q: Any, k: Any, decays: Sequence[Level] | None) -> lis
 def scores(a: Arithmetic, q: Any, k: Any, decays: Sequence[Level]) -> Any:
     """Return Σ_d q_i k_j e^{c_i − c_j} for i ≥ j and 0 above, (…, C, C)."""
     length = q.shape[-2]
-    grown = _padded(a, _dot(a, q, k))[..., None]
+    grown = _padded(a, dot(a, q, k))[..., None]
     for _, between in blocks(a, q, k, decays):
         grown = _joined(a, grown, between)
     return grown[..., 0, :length, :length]
@@ -77,11 +71,11 @@ def scores(a: Arithmetic, q: Any, k: Any, decays: Sequence[Level]) -> Any:
 def spread(a: Arithmetic, q: Any, k: Any, v: Any, decays: Sequence[Level], *, strict: bool) -> Any:
     """Return Σ_j (q_i·k_j) e^{c_i − c_j} ⊙ v_j over j ≤ i, (…, C, d), or over j < i."""
     xp, length = a.backend.namespace(q), q.shape[-2]
-    own = xp.zeros_like(q[..., :1] * v) if strict else a.settle(_dot(a, q, k) * v)
+    own = xp.zeros_like(q[..., :1] * v) if strict else a.settle(dot(a, q, k) * v)
     total, v = _padded(a, own), _padded(a, v)
-    for (size, between), decay in zip(blocks(a, q, k, None), decays, strict=True):
-        values = _halves(xp, v, size)[0] * decay.until
-        update = a.product(_of_past(a, between, values), decay.since)
+    for (size, between), level in zip(blocks(a, q, k, None), decays, strict=True):
+        values = _halves(xp, v, size)[0] * level.until
+        update = a.product(_of_past(a, between, values), level.since)
         first, second = _halves(xp, total, size)
         both = xp.stack([first, a.settle(second + update)], axis=-3)
         total = xp.reshape(both, tuple(total.shape))
@@ -124,11 +118,6 @@ def _joined(a: Arithmetic, diagonal: Any, between: Any) -> Any:
     zero = a.backend.namespace(between).zeros_like(between)
     upper = concat([first, zero], axis=-1)
     return concat([upper, concat([between, second], axis=-1)], axis=-2)
-
-
-def _dot(a: Arithmetic, x: Any, y: Any) -> Any:
-    """Return the sums over features, (…, C, 1)."""
-    return a.sum(a.settle(a.product(x, y)), -1)
 
 
 def _halves(xp: Any, x: Any, size: int) -> tuple[Any, Any]:
