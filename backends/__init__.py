@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from rotary.backends._protocol import Backend, Wanted
+from rotary.backends._protocol import Backend, Turn, Wanted
 
-__all__ = ["Backend", "Wanted", "library", "owner_of"]
+__all__ = ["Backend", "Turn", "Wanted", "library", "owner_of"]
 
 ENTRY_POINT_GROUP = "rotary.backends"
 

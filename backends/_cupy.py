@@ -16,7 +16,7 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy.typing as npt
 
-from rotary.backends._generic import scan
+from rotary.backends._generic import linear_chunks, scan
 from rotary.backends._numpy import (
     apply,
     bits,
@@ -30,6 +30,8 @@ from rotary.backends._numpy import (
     product,
     widen,
 )
+from rotary.backends._protocol import Turn
+from rotary.backends.kernels import kernel
 from rotary.dtypes import dtype_name
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "from_bits",
     "is_traced",
     "learned_tables",
+    "linear_chunks",
     "narrow",
     "product",
     "scan",
@@ -93,6 +96,18 @@ def to_host(x: Any) -> npt.NDArray[Any]:
     """Return x's values as a NumPy array, waiting for its device."""
     host: npt.NDArray[Any] = cupy.asnumpy(x)
     return host
+
+
+def rotate(
+    arrays: tuple[Any, ...], cos: Any, sin: Any, turn: Turn, outs: tuple[Any, ...] | None
+) -> tuple[Any, ...] | None:
+    """Rotate in one pass over the memory, where the kernel takes the arrays as they lie."""
+    fused = kernel("cuda")
+    if fused is None:
+        return None
+    results = tuple(cupy.empty(x.shape, x.dtype) for x in arrays) if outs is None else outs
+    done = fused.rotate(arrays, results, cos, sin, turn, fresh=outs is None)
+    return results if done else None
 
 
 def refuse_out(out: Any, inputs: tuple[Any, ...]) -> str | None:

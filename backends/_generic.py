@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-from rotary.backends._protocol import Operation, Wanted
+from rotary.backends._protocol import Chunked, Operation, Turn, Wanted
 from rotary.dtypes import dtype_name
 
 name = "generic"
@@ -76,6 +76,20 @@ def product(x: Any, factor: Any) -> Any:
 
 
 finite_product = product
+
+
+def rotate(
+    arrays: tuple[Any, ...], cos: Any, sin: Any, turn: Turn, outs: tuple[Any, ...] | None
+) -> tuple[Any, ...] | None:
+    """Return None: the standard's own operations are all there is."""
+    return None
+
+
+def linear_chunks(
+    chunked: Chunked, inputs: tuple[Any, ...], sums: tuple[Any, ...]
+) -> tuple[Any, tuple[Any, ...]] | None:
+    """Return None."""
+    return None
 
 
 def bits(x: Any) -> Any:

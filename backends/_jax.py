@@ -13,9 +13,9 @@ import numpy.typing as npt
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rotary.backends import _jax_tables
+from rotary.backends import _jax_rotation, _jax_tables
 from rotary.backends._jax_rounded import finite_product, rounded, rounded_cotangent
-from rotary.backends._protocol import Operation, Wanted
+from rotary.backends._protocol import Operation, Turn, Wanted
 
 __all__ = ["finite_product"]
 
@@ -28,8 +28,8 @@ def namespace(x: jax.Array) -> Any:
 
 
 def device_key(x: jax.Array) -> Hashable | None:
-    """Return x's sharding, and whether it is bound to it."""
-    return None if is_traced(x) else (_replicated(x), x.committed)
+    """Return x's sharding, and whether it is bound to it; under tracing the host itself."""
+    return "host" if is_traced(x) else (_replicated(x), x.committed)
 
 
 def same_device(x: jax.Array, other: jax.Array) -> bool:
@@ -47,6 +47,7 @@ def is_traced(x: jax.Array) -> bool:
 def to_device(host: npt.NDArray[Any], like: jax.Array) -> Any:
     """Return host on all of like's devices; itself under tracing, where it becomes a constant."""
     if is_traced(like):
+        host.flags.writeable = False
         return host
     # Within somebody's jit a new array would be a tracer, and the cache would leak it.
     with jax.ensure_compile_time_eval():
@@ -64,6 +65,33 @@ def to_host(x: jax.Array) -> npt.NDArray[Any]:
 def product(x: Any, factor: Any) -> Any:
     """x·factor, rounded before anything is added to it; so are its gradients."""
     return rounded.bind(rounded_cotangent.bind(jnp.asarray(x)) * factor)
+
+
+def rotate(
+    arrays: tuple[jax.Array, ...], cos: Any, sin: Any, turn: Turn, outs: None
+) -> tuple[jax.Array, ...]:
+    """Rotate by one program, compiled for eager calls or a part of the caller's."""
+    return _jax_rotation.rotate(arrays, cos, sin, turn)
+
+
+def rows(pair: tuple[Any, Any], start: int, stop: int) -> tuple[Any, Any]:
+    """Return rows start … stop − 1 of two tables, by one program for every start."""
+    if not isinstance(pair[0], jax.Array) or is_traced(pair[0]):
+        return pair[0][start:stop, :], pair[1][start:stop, :]
+    with _jax_rotation.in_its_dtype(pair[0]):
+        both: tuple[Any, Any] = _sliced(pair, start, stop - start)
+    return both
+
+
+@partial(jax.jit, static_argnums=2)
+def _sliced(pair: tuple[Any, Any], start: Any, length: int) -> tuple[Any, Any]:
+    cos, sin = (lax.dynamic_slice_in_dim(table, start, length) for table in pair)
+    return cos, sin
+
+
+def linear_chunks(chunked: Any, inputs: Any, sums: Any) -> Any:
+    """Return None: the loop over chunks is compiled already."""
+    return None
 
 
 def bits(x: jax.Array) -> jax.Array:

@@ -48,6 +48,11 @@ _set_transpose(rounded, rounded_cotangent)
 _set_transpose(rounded_cotangent, rounded)
 
 
+def rounded_product(x: Any, factor: Any) -> Any:
+    """x·factor, rounded before it is added to anything; what is differentiated needs the above."""
+    return _guarded(x * factor)
+
+
 def finite_product(x: Any, factor: Any) -> Any:
     """x·factor for finite x, rounded in whatever expression follows.
 

@@ -104,7 +104,7 @@ def _in_program(positions: Callable[[Any], Any], operand: Any, wanted: Wanted) -
                 product=finite_product,
             )
 
-    return _once(compute, operand)
+    return once(compute, operand)
 
 
 def of_frequencies(positions: Any, inv_freq: Any, axes: int | None, dtype: str) -> Any:
@@ -127,7 +127,7 @@ def of_frequencies(positions: Any, inv_freq: Any, axes: int | None, dtype: str) 
 
     @jax.custom_jvp
     def tables(*operand: Any) -> Any:
-        return _once(compute, operand)
+        return once(compute, operand)
 
     @tables.defjvp
     def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
@@ -141,7 +141,8 @@ def of_frequencies(positions: Any, inv_freq: Any, axes: int | None, dtype: str) 
     return tables(inv_freq) if host is not None else tables(inv_freq, positions)
 
 
-def _once(compute: Callable[[Any], Any], operand: Any) -> Any:
+def once(compute: Callable[[Any], Any], operand: Any) -> Any:
+    """Return compute(operand), one array, as a step of its own where XLA would repeat it."""
     return lax.platform_dependent(operand, cpu=partial(_apart, compute), default=compute)
 
 
@@ -153,4 +154,20 @@ def _apart(function: Callable[[Any], Any], x: Any) -> Any:
     """
     result = jax.eval_shape(function, x)
     always = lax.optimization_barrier(jnp.asarray(True))
-    return lax.cond(always, function, lambda _: jnp.zeros(result.shape, result.dtype), x)
+
+    def never(_: Any) -> Any:
+        return varying(jnp.zeros(result.shape, result.dtype), axes_of(result))
+
+    return lax.cond(always, function, never, x)
+
+
+def axes_of(kind: Any) -> frozenset[Any]:
+    """Return the axes of a ``jax.shard_map`` along which an array of that type varies."""
+    kind = getattr(kind, "mat", getattr(kind, "manual_axis_type", None))
+    return getattr(kind, "varying", frozenset())
+
+
+def varying(x: Any, axes: frozenset[Any]) -> Any:
+    """Return x as an array that varies along those axes of a ``jax.shard_map``, too."""
+    axes -= axes_of(jax.typeof(x))
+    return lax.pcast(x, tuple(axes), to="varying") if axes else x

@@ -16,7 +16,9 @@ from rotary.backends._generic import (
     product,
     synchronize,
 )
-from rotary.backends._protocol import Wanted
+from rotary.backends._protocol import Chunked, Memory, Turn, Wanted
+from rotary.backends.kernels import _cpu, kernel
+from rotary.dtypes import dtype_name
 
 __all__ = [
     "apply",
@@ -54,6 +56,45 @@ def to_device(host: npt.NDArray[Any], like: npt.NDArray[Any]) -> Any:
 def to_host(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return x itself."""
     return x
+
+
+def rotate(
+    arrays: tuple[npt.NDArray[Any], ...],
+    cos: npt.NDArray[Any],
+    sin: npt.NDArray[Any],
+    turn: Turn,
+    outs: tuple[npt.NDArray[Any], ...] | None,
+) -> tuple[npt.NDArray[Any], ...] | None:
+    """Rotate by the compiled kernel, or else block by block."""
+    given = arrays if outs is None else (*arrays, *outs)
+    if any(type(x) is not np.ndarray for x in given):
+        return None  # a subclass may mean something else by what the kernels do
+    fresh = outs is None
+    results = tuple(np.empty(x.shape, x.dtype) for x in arrays) if outs is None else outs
+    compiled, blocks = kernel("rotation"), kernel("blocks")
+    if compiled is not None:
+        pattern = _cpu.PATTERNS.get(dtype_name(arrays[0]))
+        seen = arrays, results
+        if pattern is not None:
+            seen = _cpu.seen(arrays, results, lambda x: x.view(pattern))
+        if _cpu.rotate(compiled, *seen, cos, sin, turn, fresh=fresh):
+            return results
+    if blocks is not None and _cpu.rotate(blocks, arrays, results, cos, sin, turn, fresh=fresh):
+        return results
+    return None
+
+
+def linear_chunks(
+    chunked: Chunked, inputs: tuple[Any, ...], sums: tuple[Any, ...]
+) -> tuple[Any, tuple[Any, ...]] | None:
+    """Attend by the compiled kernel."""
+    if any(x is not None and type(x) is not np.ndarray for x in (*inputs, *sums)):
+        return None
+    compiled = kernel("linear")
+    if compiled is None:
+        return None
+    found: tuple[Any, tuple[Any, ...]] | None = compiled.attend_in(_MEMORY, chunked, inputs, sums)
+    return found
 
 
 def bits(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -122,3 +163,14 @@ def learned_tables(positions: Any, inv_freq: Any, axes: int | None, dtype: str) 
 def refuse_out(out: npt.NDArray[Any], inputs: tuple[Any, ...]) -> str | None:
     """Why out cannot be written, or None."""
     return None if out.flags.writeable else "the array is read-only"
+
+
+def _itself(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return x
+
+
+def _empty(shape: tuple[int, ...], like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.empty(shape, like.dtype)
+
+
+_MEMORY = Memory(_itself, _itself, _empty, widen, narrow)

@@ -29,6 +29,45 @@ class Wanted(NamedTuple):
     """Number of position axes."""
 
 
+class Turn(NamedTuple):
+    """How pairs of features rotate, all of it by value."""
+
+    layout: str
+    """"half" or "interleaved"."""
+    side: str
+    """Which features rotate where tables have fewer: "leading" or "trailing"."""
+    blocks: tuple[int, ...] | None
+    """Pairs in each block that is laid out on its own; None for one block of all."""
+    inverse: bool
+
+
+class Chunked(NamedTuple):
+    """Causal linear attention over chunks, all of it by value: what a kernel for it knows."""
+
+    feature_map: str
+    """"identity", "elu+1", "relu", "relu2" or "exp"."""
+    rotate: str | None
+    """Placement of the rotation; None without one."""
+    layout: str
+    side: str
+    scale: float
+    eps: float | None
+    """None without the normaliser."""
+
+
+class Memory(NamedTuple):
+    """How arrays of a library on the host are NumPy's, without a copy."""
+
+    seen: Callable[[Any], npt.NDArray[Any]]
+    """``seen(x)`` → x's memory, if it holds numbers that NumPy has."""
+    owned: Callable[[npt.NDArray[Any]], Any]
+    """``owned(host)`` → new memory as an array of the library."""
+    empty: Callable[[tuple[int, ...], Any], Any]
+    """``empty(shape, like)`` → an array of like's dtype."""
+    widen: Callable[[Any, str], Any]
+    narrow: Callable[[Any, Any], Any]
+
+
 class Operation(NamedTuple):
     """A function of arrays that compilers take whole, with its gradient.
 
@@ -87,6 +126,35 @@ class Backend(Protocol):
 
     def product(self, x: Any, factor: Any, /) -> Any:
         """x·factor, rounded before anything is added to it; so are its gradients."""
+        ...
+
+    def rotate(
+        self,
+        arrays: tuple[Any, ...],
+        cos: Any,
+        sin: Any,
+        turn: Turn,
+        outs: tuple[Any, ...] | None,
+        /,
+    ) -> tuple[Any, ...] | None:
+        """Rotate arrays by the same tables, in a fused kernel; None where none fits.
+
+        All was checked: the arrays are of one library, device and dtype, cos and sin broadcast with
+        each of them as they are, and each of `outs`, if there are any, can be written and may be
+        the array itself.  The bits are those of :func:`rotary.rotation.rotate_aligned`.
+        """
+        ...
+
+    def linear_chunks(
+        self, chunked: Chunked, inputs: tuple[Any, ...], sums: tuple[Any, ...], /
+    ) -> tuple[Any, tuple[Any, ...]] | None:
+        """Attend causally by a fused kernel; None where none fits.
+
+        `inputs` and `sums` are those of :mod:`rotary.linear.chunks`, with a gate for each head or
+        none and without beta and maximum; returned are the outputs (None without queries), in the
+        dtype of the queries, and the sums after the tokens, new arrays.  Products and their sums
+        are in the dtype of `sums`, in any order.
+        """
         ...
 
     def finite_product(self, x: Any, factor: Any, /) -> Any:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch.autograd import forward_ad
 
+from rotary.backends import _torch_linear, _torch_rotation
 from rotary.backends._generic import finite_product, product, stacked
-from rotary.backends._protocol import Operation, Wanted
+from rotary.backends._protocol import Chunked, Operation, Turn, Wanted
 from rotary.dtypes import dtype_name
 
 __all__ = ["finite_product", "product"]
@@ -69,6 +70,31 @@ def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
         return np.asarray(x.tolist(), dtype=dtype_name(x))
     except RuntimeError as error:
         raise TypeError("got a tensor that a transform of torch.func maps over") from error
+
+
+def rotate(
+    arrays: tuple[torch.Tensor, ...],
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    turn: Turn,
+    outs: tuple[torch.Tensor, ...] | None,
+) -> tuple[torch.Tensor, ...] | None:
+    """Rotate by the CPU's kernel or Triton's, forward and backward."""
+    recording = torch.is_grad_enabled()
+    if recording and (cos.requires_grad or sin.requires_grad):
+        return None
+    if torch.compiler.is_compiling():
+        return _torch_rotation.compiled(arrays, cos, sin, turn, outs)
+    if recording and any(x.requires_grad for x in arrays):
+        return _torch_rotation.recorded(arrays, cos, sin, turn)
+    return _torch_rotation.fused(arrays, cos, sin, turn, outs)
+
+
+def linear_chunks(
+    chunked: Chunked, inputs: tuple[Any, ...], sums: tuple[Any, ...]
+) -> tuple[Any, tuple[Any, ...]] | None:
+    """Attend by the CPU's kernel, where no gradient is recorded."""
+    return _torch_linear.fused(chunked, inputs, sums)
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:

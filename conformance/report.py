@@ -37,6 +37,8 @@ class Report:
     seconds : float
     left_out : dict
         Library that is installed, but cannot run here and was not asked for → why not.
+    kernels : dict
+        Fused kernel → why it was not used, or None where it was, for what it fits.
     """
 
     cells: tuple[Cell, ...]
@@ -44,6 +46,7 @@ class Report:
     elements: int
     seconds: float
     left_out: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
@@ -89,6 +92,7 @@ class Report:
                 "machine": f"{platform.system()} {platform.machine()}",
                 "versions": self.versions,
                 "left_out": self.left_out,
+                "kernels": self.kernels,
                 "elements": self.elements,
                 "seconds": self.seconds,
                 "holds": self.holds,
@@ -108,6 +112,8 @@ class Report:
         _show_failures(self, console)
         for library, reason in self.left_out.items():
             console.print(f"left out: {library}: {escape(reason)}", style="dim", soft_wrap=True)
+        if self.kernels:
+            console.print(f"kernels: {_of_kernels(self.kernels)}", style="dim", soft_wrap=True)
         _show_not_run(self.cells, console)
         _show_largest(self.run, console)
         _show_flushed(self.run, console)
@@ -120,6 +126,12 @@ class Report:
             f"[{style}]{word}[/]: {self.differing:,} of {compared:,} numbers differ, "
             f"{len(self.failures)} of {len(self.run)} cells fail, {self.seconds:.0f} s"
         )
+
+
+def _of_kernels(kernels: dict[str, str | None]) -> str:
+    on = [name for name, reason in kernels.items() if reason is None]
+    off = [f"{name} off ({reason})" for name, reason in kernels.items() if reason is not None]
+    return "; ".join([", ".join(on) or "none", *off])
 
 
 def _as_dict(cell: Cell) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import rotary
+from rotary.backends import kernels
 from rotary.conformance import cases as all_cases
 from rotary.conformance import compare, libraries, oracle, subject
 from rotary.conformance.cases import AnyCase, Case
@@ -306,6 +307,7 @@ def run(
     dtypes: Iterable[str] = all_cases.DTYPES,
     ways: Iterable[str] | None = None,
     elements: int = ELEMENTS,
+    device: str | None = None,
     make: subject.Make = rotary.RotaryEmbedding,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Any:
@@ -324,6 +326,8 @@ def run(
         Ways of running, such as "eager"; by default all that a case asks for.
     elements : int
         About how many numbers a rotation has.
+    device : {"cpu", "cuda"}, optional
+        Where arrays are, of libraries that have it; by default where each library puts them.
     make : callable
         Makes what is under test from the arguments of ``RotaryEmbedding``.
     progress : callable, optional
@@ -338,11 +342,13 @@ def run(
     ValueError
         For names that match nothing.
     NotInstalledError
-        For a library that was asked for and cannot be imported, or cannot run here.
+        For a library or a device that was asked for and cannot be imported, or cannot run here.
     """
     from rotary.conformance.report import Report
 
-    collected = collect(backends, cases=cases, dtypes=dtypes, ways=ways, elements=elements)
+    collected = collect(
+        backends, cases=cases, dtypes=dtypes, ways=ways, elements=elements, device=device
+    )
     planned = collected.planned
     cells, started = [], time.perf_counter()
     for number, item in enumerate(planned):
@@ -353,7 +359,9 @@ def run(
             item = run_task(item, elements, make)
         cells.append(item)
     seconds = time.perf_counter() - started
-    return Report(tuple(cells), collected.versions, elements, seconds, collected.left_out)
+    return Report(
+        tuple(cells), collected.versions, elements, seconds, collected.left_out, kernels.reasons()
+    )
 
 
 class Collected(NamedTuple):
@@ -371,13 +379,16 @@ def collect(
     dtypes: Iterable[str] = all_cases.DTYPES,
     ways: Iterable[str] | None = None,
     elements: int = ELEMENTS,
+    device: str | None = None,
 ) -> Collected:
     """Return what :func:`run` would run; arguments and errors are those of :func:`run`."""
     left_out: dict[str, str] = {}
+    if device is not None:
+        _check_names("device", [device], libraries.DEVICES)
     if backends is None:
-        chosen, left_out = libraries.load_installed()
+        chosen, left_out = libraries.load_installed(device)
     else:
-        chosen = [libraries.load(name) for name in dict.fromkeys(backends)]
+        chosen = [libraries.load(name, device) for name in dict.fromkeys(backends)]
     _check_names("dtype", dtypes := tuple(dtypes), all_cases.DTYPES)
     if not 1 <= elements <= MOST_ELEMENTS:
         raise ValueError(f"elements: got {elements}, expected 1 to {MOST_ELEMENTS}")

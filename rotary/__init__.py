@@ -2,6 +2,7 @@
 
 from rotary import absolute, axes, exact, linear, relative, scaling
 from rotary.angles import cos_sin
+from rotary.backends.kernels import get_num_threads, set_num_threads
 from rotary.config import from_config, layers_from_config
 from rotary.embedding import RotaryEmbedding
 from rotary.linear import LinearAttention
@@ -22,6 +23,7 @@ __all__ = [
     "cos_sin",
     "exact",
     "from_config",
+    "get_num_threads",
     "layers_from_config",
     "linear",
     "offsets_from_mask",
@@ -29,6 +31,7 @@ __all__ = [
     "relative",
     "rotate",
     "scaling",
+    "set_num_threads",
     "softmax_attention",
     "validate",
 ]

@@ -6,6 +6,7 @@ q_m → R_m q_m,   (R_m q)·(R_n k) = q·R_{n−m} k        (RoFormer, arXiv 210
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, NamedTuple
@@ -45,6 +46,22 @@ class _Request(NamedTuple):
     dtype: str
     like: Any
     backend: Backend
+
+
+class _Prepared(NamedTuple):
+    """What the checks of q and k find, which depends on their kinds and shapes alone."""
+
+    backend: Backend
+    axis: int
+    dtype: str
+    """In which they rotate."""
+    signs: tuple[int, ...]
+    """Of XPos's exponent, for each table."""
+
+
+# By kinds and shapes; a dictionary's own operations are safe between threads.
+_prepared: dict[Any, _Prepared] = {}
+_PREPARED = 256
 
 
 @dataclass(frozen=True)
@@ -463,10 +480,7 @@ class RotaryEmbedding:
         *,
         inverse: bool,
     ) -> Any:
-        backend, axis, compute = self._check("q", q, seq_axis)
-        signs = self._signs(role, k)
-        if k is not None:
-            self._check_key(k, q, axis, backend, seq_axis)
+        backend, axis, compute, signs = self._prepare(q, k, seq_axis, role)
         if seq_len is not None and not _is_array(seq_len):
             whole("seq_len", seq_len)
         if out is not None:
@@ -476,37 +490,76 @@ class RotaryEmbedding:
         arrays = (q,) if k is None else (q, k)
         # What shares its tables rotates together.
         alike = [arrays] if self.xpos is None else [(x,) for x in arrays]
+        outs = None if out is None else ((out,) if k is None else tuple(out))
+        # Where q rotates first, what is written must not reach k.
+        at_once = outs if len(alike) == 1 else None
         results: list[Any] = []
         for group, sign in zip(alike, signs, strict=True):
             power, sign = (-1, -sign) if inverse else (1, sign)
             request = _Request(rows, seq_len, power, sign, compute, q, backend)
-            results += self._rotate_alike(group, request, axis, inverse)
-        if k is None:
-            return results[0] if out is None else rotation.write(out, results[0])
-        if out is None:
-            return results[0], results[1]
-        return rotation.write(out[0], results[0]), rotation.write(out[1], results[1])
+            results += self._rotate_alike(group, request, axis, inverse, at_once)
+        if outs is not None and at_once is None:
+            results = [rotation.write(to, x) for to, x in zip(outs, results, strict=True)]
+        return results[0] if k is None else tuple(results)
+
+    def _prepare(self, q: Any, k: Any, seq_axis: int, role: str | None) -> _Prepared:
+        """Check q and k, or find what was found of their like: a decoding step is one of many."""
+        backend = backends.owner_of(q, "q")
+        kind = type(q)
+        unlike = k is not None and type(k) is not kind
+        if unlike or type(seq_axis) is not int or backend.is_traced(q):
+            return self._checked(q, k, seq_axis, role)
+        key: Any = (self.head_dim, self.xpos is None, kind, q.dtype, q.shape, seq_axis, role)
+        if k is not None:
+            key = (key, k.dtype, k.shape, backend.same_device(k, q))
+        found = _prepared.get(key)
+        if found is None:
+            found = self._checked(q, k, seq_axis, role)
+            if len(_prepared) >= _PREPARED:
+                _prepared.clear()
+            _prepared[key] = found
+        return found
+
+    def _checked(self, q: Any, k: Any, seq_axis: int, role: str | None) -> _Prepared:
+        backend, axis, compute = self._check("q", q, seq_axis)
+        signs = self._signs(role, k)
+        if k is not None:
+            self._check_key(k, q, axis, backend, seq_axis)
+        return _Prepared(backend, axis, compute, signs)
 
     def _rotate_alike(
-        self, arrays: tuple[Any, ...], request: _Request, axis: int, inverse: bool
-    ) -> list[Any]:
+        self,
+        arrays: tuple[Any, ...],
+        request: _Request,
+        axis: int,
+        inverse: bool,
+        outs: tuple[Any, ...] | None = None,
+    ) -> Sequence[Any]:
         """Rotate arrays by the same tables, piece by piece where those are long."""
         long = self._if_long(request)
         if long is None:
-            return self._rotate_all(arrays, request, self._look_up(request), axis, inverse)
+            return self._rotate_all(arrays, request, self._look_up(request), axis, inverse, outs)
         frequencies = self._at(self._effective_length(request))
         _, _, power, sign, dtype, like, backend = request
+        # A piece may be written before the next is read only where it comes from.
+        in_place = outs is not None and all(map(operator.is_, outs, arrays))
         results: list[Any] = [[] for _ in arrays]
         for index, where in _tables.pieces(frequencies, long, dtype):
             of_piece = tuple(x[(slice(None),) * axis + (index, ...)] for x in arrays)
             pair = _tables.look_up(
                 frequencies, where, dtype, power, like, backend, role=sign, keep=False
             )
-            rotated = self._rotate_all(of_piece, request, pair, axis, inverse)
+            into = of_piece if in_place else None
+            rotated = self._rotate_all(of_piece, request, pair, axis, inverse, into)
             for pieces, piece in zip(results, rotated, strict=True):
                 pieces.append(piece)
+        if in_place:
+            return arrays
         xp = backend.namespace(like)
-        return [xp.concat(pieces, axis=axis) for pieces in results]
+        whole = [xp.concat(pieces, axis=axis) for pieces in results]
+        if outs is None:
+            return whole
+        return [rotation.write(to, x) for to, x in zip(outs, whole, strict=True)]
 
     def _rows(self, positions: Any, offset: Any, batch: int | None, seq: int | None) -> Rows:
         return Rows(positions, offset, batch, seq, axes=self._frequencies.axis_count)
@@ -556,7 +609,8 @@ class RotaryEmbedding:
         tables: tuple[Any, Any],
         axis: int,
         inverse: bool,
-    ) -> list[Any]:
+        outs: tuple[Any, ...] | None = None,
+    ) -> tuple[Any, ...]:
         q, k, backend = request.like, arrays[-1], request.backend
         if tables[0].ndim == 3 and k.shape[0] != q.shape[0]:
             raise ValueError(
@@ -564,19 +618,9 @@ class RotaryEmbedding:
                 f"{tuple(q.shape)}, with positions for each"
             )
         cos, sin = (rotation.align(table, q, axis, backend) for table in tables)
-        return [
-            rotation.rotate_aligned(
-                x,
-                cos,
-                sin,
-                layout=self.layout,
-                rotary_side=self.rotary_side,
-                blocks=None if self.axes is None else self.axes.blocks,
-                inverse=inverse,
-                backend=backend,
-            )
-            for x in arrays
-        ]
+        blocks = None if self.axes is None else self.axes.blocks
+        turn = backends.Turn(self.layout, self.rotary_side, blocks, inverse)
+        return rotation.rotate_all(arrays, cos, sin, turn, backend, outs)
 
     def _if_long(self, request: _Request) -> Any:
         """Return positions whose tables are too many for one, or None."""

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from rotary import backends
-from rotary.backends import Backend
+from rotary.backends import Backend, Turn
 from rotary.checks import check_choice, whole
 from rotary.dtypes import COMPUTE_DTYPE, dtype_name
 
@@ -102,17 +102,46 @@ def rotate(
     if out is not None:
         check_out("out", out, x, backend, (x, cos, sin))
     cos, sin = align(cos, x, axis, backend), align(sin, x, axis, backend)
-    result = rotate_aligned(
-        x,
-        cos,
-        sin,
-        layout=layout,
-        rotary_side=rotary_side,
-        blocks=blocks,
-        inverse=inverse,
-        backend=backend,
+    turn = Turn(layout, rotary_side, blocks, bool(inverse))
+    return rotate_all((x,), cos, sin, turn, backend, None if out is None else (out,))[0]
+
+
+def rotate_all(
+    arrays: tuple[Any, ...],
+    cos: Any,
+    sin: Any,
+    turn: Turn,
+    backend: Backend,
+    outs: tuple[Any, ...] | None = None,
+) -> tuple[Any, ...]:
+    """Rotate checked arrays by tables that broadcast with each as they are, into outs if given."""
+    fused = backend.rotate(arrays, cos, sin, turn, outs)
+    if fused is not None:
+        return fused
+    results = rotate_by_array_code(arrays, cos, sin, turn, backend)
+    if outs is None:
+        return results
+    return tuple(write(out, result) for out, result in zip(outs, results, strict=True))
+
+
+def rotate_by_array_code(
+    arrays: tuple[Any, ...], cos: Any, sin: Any, turn: Turn, backend: Backend
+) -> tuple[Any, ...]:
+    """Rotate each array by the library's own operations."""
+    layout, side, blocks, inverse = turn
+    return tuple(
+        rotate_aligned(
+            x,
+            cos,
+            sin,
+            layout=layout,
+            rotary_side=side,
+            blocks=blocks,
+            inverse=inverse,
+            backend=backend,
+        )
+        for x in arrays
     )
-    return result if out is None else write(out, result)
 
 
 def rotate_aligned(

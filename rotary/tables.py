@@ -15,13 +15,14 @@ import operator
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rotary.axes import Axial
-from rotary.backends import Backend
+from rotary.backends import Backend, kernels
 from rotary.cache import Cache
 from rotary.dtypes import dtype_name
 from rotary.exact import circle
@@ -32,9 +33,15 @@ from rotary.xpos import exponents, rates, reach
 
 # A call whose table would be larger rotates piece by piece, and keeps no table.
 PIECE_BYTES = 64 * 2**20
-# A block of 256 rows costs 0.7 ms to fill and serves 256 decoding steps.
+# A block of 256 rows costs 0.1 to 1.2 ms to fill and serves 256 decoding steps.
 BLOCK_ROWS = 256
 CACHE_BYTES = 256 * 2**20
+# NumPy's dozens of intermediates, of 64 KiB each, stay in the processor's cache; from 128 KiB on
+# glibc gives memory back to the system whenever it is free, which takes more time than to fill it.
+_ENTRIES_AT_ONCE = 2**13
+# NumPy fills as many in 0.2 s.  The kernel takes a tenth of that or less, but 0.4 s to be imported
+# where what compiles it has not been, and 10 ms where it has.
+_ENTRIES_WORTH_AN_IMPORT = 2**22
 
 
 def _look_up(table: npt.NDArray[np.float64], cell: npt.NDArray[np.float64]) -> Any:
@@ -73,16 +80,34 @@ def evaluate(
     They are multiplied by the attention factor to the power of 1, 0 or −1, and by XPos's scale with
     an exponent of the sign `role`; 0 stands for none.
     """
-    words = turns(frequencies)
-    table = circle.cosine_table(attention_factor(frequencies, power))
     shape = table_shape(positions.shape, frequencies.axis_count)
     count = math.prod(shape)
     flat = positions.reshape(*positions.shape[: positions.ndim - len(shape)], count)
-    out = np.empty((2, count, frequencies.pairs), dtype)
-    # Blocks keep the dozens of intermediates in the processor's cache.
-    for first in range(0, count, BLOCK_ROWS):
-        rows = slice(first, first + BLOCK_ROWS)
-        block = by_pair(frequencies, flat[..., rows], np, np.asarray)
+    both = np.empty((2, count, frequencies.pairs), dtype)
+    kernel = None
+    if both.size // 2 >= _ENTRIES_WORTH_AN_IMPORT or kernels.compiler_in_use():
+        kernel = kernels.kernel("tables")
+    if kernel is None:
+        _fill(both, frequencies, flat, power, role)
+    else:
+        _fill_by_kernel(kernel, both, frequencies, flat, power, role)
+    return both.reshape(2, *shape, frequencies.pairs)
+
+
+def _fill(
+    both: npt.NDArray[Any],
+    frequencies: Frequencies,
+    positions: npt.NDArray[np.float64],
+    power: int,
+    role: int,
+) -> None:
+    """Fill cos and sin (2, count, R/2) of positions (count,) or (axes, count)."""
+    words, dtype = turns(frequencies), both.dtype.name
+    table = circle.cosine_table(attention_factor(frequencies, power))
+    step = max(1, _ENTRIES_AT_ONCE // max(1, frequencies.pairs))
+    for first in range(0, both.shape[1], step):
+        rows = slice(first, first + step)
+        block = by_pair(frequencies, positions[..., rows], np, np.asarray)
         cell, *rest = _circle.reduce(block, *words)
         factor = _factor(
             frequencies,
@@ -94,10 +119,31 @@ def evaluate(
             xp=np,
             asarray=np.asarray,
         )
-        for which in (0, 1):
-            high, low = _circle.cosine(cell - which * circle.QUARTER, *rest, table)
-            out[which, rows] = _rounded(_circle, high, low, factor, dtype)
-    return out.reshape(2, *shape, frequencies.pairs)
+        cos, cos_rest, sin, sin_rest = _circle.both(cell, *rest, table)
+        both[0, rows] = _rounded(_circle, cos, cos_rest, factor, dtype)
+        both[1, rows] = _rounded(_circle, sin, sin_rest, factor, dtype)
+
+
+def _fill_by_kernel(
+    kernel: ModuleType,
+    both: npt.NDArray[Any],
+    frequencies: Frequencies,
+    positions: npt.NDArray[np.float64],
+    power: int,
+    role: int,
+) -> None:
+    """Do the same in one pass."""
+    words, factor, farthest = turns(frequencies), attention_factor(frequencies, power), None
+    table = circle.cosine_table(factor)
+    if role:
+        assert frequencies.xpos is not None
+        farthest = reach(frequencies.xpos, factor, both.dtype.name)
+        scale = exponents(frequencies.xpos, frequencies.rotary_dim, role)
+        words, table = np.concatenate([words, scale]), np.concatenate([table, *powers.tables()])
+    axis_of_pair = None
+    if frequencies.axes is not None and positions.ndim > 1 and len(positions) > 1:
+        axis_of_pair = frequencies.axes.axis_of_pair
+    kernel.fill(both, positions, axis_of_pair, words, table, farthest)
 
 
 class _Factor(NamedTuple):

@@ -9,11 +9,11 @@ import textwrap
 from pathlib import Path
 
 
-def run(code: str, *path: Path, before: Path | None = None) -> str:
+def run(code: str, *path: Path, before: Path | None = None, **environment: str) -> str:
     """Return what a fresh interpreter prints.
 
     Packages in `path` are found after those that are installed, packages in `before` in their
-    stead.
+    stead; `environment` is set beside what there is.
     """
     preamble = f"import sys; sys.path += {list(map(str, path))!r}\n"
     found = filter(None, [before and str(before), *sys.path])
@@ -23,7 +23,7 @@ def run(code: str, *path: Path, before: Path | None = None) -> str:
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(found)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(found)} | environment,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -68,6 +68,7 @@ class Circle(NamedTuple):
 
     reduce: Callable[..., Any]
     cosine: Callable[..., Any]
+    both: Callable[..., Any]
     to_float32: Callable[..., Any]
 
 
@@ -99,7 +100,8 @@ def bind(
     Circle
         ``reduce(position, t0, t1, t2, t3)`` gives what is common to cos and sin of one angle;
         ``cosine(cell, *rest, table)`` the cosine as an unevaluated sum of two, the sine at
-        ``cell - QUARTER``; ``to_float32(high, low)`` rounds it once.
+        ``cell - QUARTER``; ``both(cell, *rest, table)`` the four numbers of cosine and sine, with
+        half the look-ups; ``to_float32(high, low)`` rounds a sum of two once.
     """
     split, two_sum, two_product, _ = errorfree.bind(product=product, compiled=compiled)
 
@@ -137,18 +139,41 @@ def bind(
         return cell, a_high, a_low + sin_minus_a, a + sin_minus_a, cos_minus_1
 
     @compiled
-    def cosine(
-        cell: Any, a_high: Any, sin_low: Any, sin_a: Any, cos_minus_1: Any, table: Any
+    def turned(
+        c_high: Any,
+        c_low: Any,
+        s_high: Any,
+        s_low: Any,
+        a_high: Any,
+        sin_low: Any,
+        sin_a: Any,
+        cos_minus_1: Any,
     ) -> Any:
-        """table[cell]·cos a − table[cell − 256]·sin a as an unevaluated sum of two."""
-        c_high, c_low = look_up(table, cell)
-        s_high, s_low = look_up(table, cell - QUARTER)
+        """(c_high + c_low)·cos a − (s_high + s_low)·sin a as an unevaluated sum of two."""
         x = product(a_high, s_high)  # 26 × 26 bits: exact
         high = c_high - x
         small = product(cos_minus_1, c_high + c_low) - (
             product(sin_low, s_high) + product(sin_a, s_low)
         )
         return high, ((c_high - high) - x) + (c_low + small)
+
+    @compiled
+    def cosine(
+        cell: Any, a_high: Any, sin_low: Any, sin_a: Any, cos_minus_1: Any, table: Any
+    ) -> Any:
+        """table[cell]·cos a − table[cell − 256]·sin a."""
+        c_high, c_low = look_up(table, cell)
+        s_high, s_low = look_up(table, cell - QUARTER)
+        return turned(c_high, c_low, s_high, s_low, a_high, sin_low, sin_a, cos_minus_1)
+
+    @compiled
+    def both(cell: Any, a_high: Any, sin_low: Any, sin_a: Any, cos_minus_1: Any, table: Any) -> Any:
+        """Do so at cell and at cell − 256, for table[cell − 512] is −table[cell]."""
+        c_high, c_low = look_up(table, cell)
+        s_high, s_low = look_up(table, cell - QUARTER)
+        cos, cos_rest = turned(c_high, c_low, s_high, s_low, a_high, sin_low, sin_a, cos_minus_1)
+        sin, sin_rest = turned(s_high, s_low, -c_high, -c_low, a_high, sin_low, sin_a, cos_minus_1)
+        return cos, cos_rest, sin, sin_rest
 
     @compiled
     def to_float32(high: Any, low: Any) -> Any:
@@ -158,4 +183,4 @@ def bind(
         cut, below = split(value)
         return cut + product(sign(below + rest), product(abs(cut), _STICKY))
 
-    return Circle(reduce, cosine, to_float32)
+    return Circle(reduce, cosine, both, to_float32)
