@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from rotary.backends._protocol import Chunked, Memory
-from rotary.backends._torch_rotation import _has_memory
+from rotary.backends._torch_rotation import has_memory
 from rotary.backends.kernels import kernel
 from rotary.backends.kernels._memory import ask_for_large_pages
 
@@ -23,7 +23,7 @@ def fused(
     if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         return None
     compiled = kernel("linear")
-    if compiled is None or not _has_memory(given):
+    if compiled is None or not has_memory(given):
         return None
     found: tuple[Any, tuple[Any, ...]] | None = compiled.attend_in(_MEMORY, chunked, inputs, sums)
     return found

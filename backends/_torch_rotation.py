@@ -6,13 +6,13 @@ torch.func, a tracer or a subclass stands for is rotated by the array code.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 import torch
 from torch.autograd import forward_ad
 
-from rotary.backends._protocol import Turn
+from rotary.backends._protocol import Backend, Turn
 from rotary.backends.kernels import _cpu, kernel
 from rotary.backends.kernels._memory import ask_for_large_pages
 
@@ -31,7 +31,7 @@ def fused(
     arrays: Tensors, cos: torch.Tensor, sin: torch.Tensor, turn: Turn, outs: Tensors | None
 ) -> Tensors | None:
     """Rotate by a kernel; None where none fits."""
-    if not _has_memory((*arrays, cos, sin, *(outs or ()))):
+    if not has_memory((*arrays, cos, sin, *(outs or ()))):
         return None
     device = arrays[0].device.type
     found = _KERNELS.get(device)
@@ -58,7 +58,7 @@ def _contiguous_like(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _has_memory(tensors: Tensors) -> bool:
+def has_memory(tensors: Tensors) -> bool:
     """Whether nothing stands between these tensors and their numbers."""
     try:
         for x in tensors:
@@ -84,7 +84,7 @@ def _view(x: torch.Tensor) -> npt.NDArray[Any]:
 
 def recorded(arrays: Tensors, cos: torch.Tensor, sin: torch.Tensor, turn: Turn) -> Tensors | None:
     """Rotate by a kernel, with the adjoint as the gradient; None where none fits."""
-    if not _has_memory((*arrays, cos, sin)) or _KERNELS.get(arrays[0].device.type) is None:
+    if not has_memory((*arrays, cos, sin)) or _KERNELS.get(arrays[0].device.type) is None:
         return None
     # torch leaves Function.apply untyped, here and below.
     results: Tensors = _Rotation.apply(turn, cos, sin, *arrays)  # type: ignore[no-untyped-call]
@@ -117,7 +117,7 @@ def _by_array_code(arrays: Tensors, cos: torch.Tensor, sin: torch.Tensor, turn: 
     from rotary.backends import _torch
     from rotary.rotation import rotate_by_array_code
 
-    return rotate_by_array_code(arrays, cos, sin, turn, _torch)
+    return rotate_by_array_code(arrays, cos, sin, turn, cast(Backend, _torch))
 
 
 class _Rotation(torch.autograd.Function):
@@ -132,7 +132,7 @@ class _Rotation(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         back = ctx.turn._replace(inverse=not ctx.turn.inverse)
         run = _Rotation.apply if torch.is_grad_enabled() else _run_at_once
-        if _has_memory(cotangents):
+        if has_memory(cotangents):
             return None, None, None, *run(back, cos, sin, *cotangents)
         return None, None, None, *_batched_gradient(cotangents, cos, sin, ctx.turn)
 

@@ -21,13 +21,14 @@ import numpy as np
 
 from rotary import rotation
 from rotary.backends import Backend
+from rotary.backends._protocol import Chunked
 from rotary.cache import Cache
 from rotary.dtypes import dtype_name
 from rotary.exact.sums import kahan
 from rotary.linear import halves
-from rotary.linear.arithmetic import Arithmetic, decay
+from rotary.linear.arithmetic import Arithmetic, Fast, decay
 from rotary.linear.decays import LEAST, Weights, weights
-from rotary.linear.feature_maps import Map
+from rotary.linear.feature_maps import Map, Token
 from rotary.linear.state import two_words
 
 
@@ -119,6 +120,21 @@ def run(form: Form, inputs: Inputs, sums: Sums) -> tuple[Any, Sums]:
     queries = Inputs(inputs.q, None, None, cos=inputs.cos, sin=inputs.sin)
     out, _ = over_chunks(form, partial(_read, form), sums, queries)
     return out, sums
+
+
+def fused(form: Form, token: Token, inputs: Inputs, sums: Sums) -> tuple[Any, Sums] | None:
+    """Return what `run` and `absorb` return, by a kernel of the library; None where none fits.
+
+    `token` names the feature map.
+    """
+    by_channel = inputs.gate is not None and inputs.gate.shape[-1] != 1
+    if not (isinstance(form.arithmetic, Fast) and form.causal and isinstance(token, str)):
+        return None
+    if form.delta or by_channel:
+        return None
+    chunked = Chunked(token, form.rotate, form.layout, form.rotary_side, form.scale, form.eps)
+    found = form.arithmetic.backend.linear_chunks(chunked, inputs, sums)
+    return None if found is None else (found[0], Sums(*found[1]))
 
 
 def absorb(form: Form, inputs: Inputs, sums: Sums) -> Sums:

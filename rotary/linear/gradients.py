@@ -201,6 +201,12 @@ def numerators(
     a = form.arithmetic
     zero = a.backend.namespace(state).zeros_like(state)
     sums = Sums(state, zero, None, None)
+    if not strict:
+        plain = form._replace(rotate=None, scale=1.0, eps=None, delta=False)
+        given = Inputs(q, k[:, :, None, ...], v, *gate)
+        found = chunks.fused(plain, "identity", given, sums)
+        if found is not None:
+            return found[0], found[1].numerator
     keys = Inputs(None, k, v, *gate)
     by_value = by_value and _by_channel(gate)
     add = partial(_absorbed_by_value if by_value else _absorbed, form)

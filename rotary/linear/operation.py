@@ -94,10 +94,11 @@ def _forward(static: str, *arrays: Any) -> tuple[Any, ...]:
     settings, present = _read(static)
     inputs, sums = _Static(settings, present).restore(arrays)
     bound = form(settings, owner_of(inputs.k))
-    if inputs.q is None:
-        return tuple(x for x in chunks.absorb(bound, inputs, sums) if x is not None)
-    out, after = chunks.run(bound, inputs, sums)
-    return (out, *(x for x in after if x is not None))
+    found = chunks.fused(bound, settings.feature_map, inputs, sums)
+    if found is None and inputs.q is None:
+        found = None, chunks.absorb(bound, inputs, sums)
+    out, after = chunks.run(bound, inputs, sums) if found is None else found
+    return tuple(x for x in (out, *after) if x is not None)
 
 
 def _backward(static: str, arrays: Any, _: Any, cotangents: Any) -> tuple[Any, ...]:
