@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 _CHECK_NEEDS = ("jinja2", "mpmath", "ml_dtypes", "rich")
 # Options of `rotary check` that choose among the suite's own cases, and those that say what a
 # foreign implementation is: name, metavar, type, help.
-_OF_THE_SUITE = ("backend", "case", "way", "elements")
+_OF_THE_SUITE = ("backend", "case", "way", "elements", "device")
 _OF_AN_IMPLEMENTATION: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
     (
         "embedding",
@@ -107,6 +107,11 @@ def _check_takes(parser: argparse.ArgumentParser) -> None:
     )
     add("--way", action="append", metavar="NAME", help="ways of running, such as 'eager'")
     add("--elements", type=int, metavar="N", help="numbers in a rotation; default: 100000")
+    add(
+        "--device",
+        metavar="NAME",
+        help="cpu or cuda, for libraries that have it; default: where each puts its arrays",
+    )
     add("--verbose", action="store_true", help="list every cell")
     add("--json", type=Path, metavar="FILE", help="write the whole report there")
     add("--junit", type=Path, metavar="FILE", help="write the cells there as JUnit's XML")
@@ -138,6 +143,7 @@ def _check(options: argparse.Namespace) -> int:
         "dtypes": _names(options.dtype),
         "ways": options.way,
         "elements": options.elements,
+        "device": options.device,
     }
     try:
         report = _with_progress(conformance.run, chosen)
@@ -312,7 +318,24 @@ def _identify(options: argparse.Namespace) -> int:
     return 0 if found.explained else 1
 
 
+def _bench_takes(parser: argparse.ArgumentParser) -> None:
+    from rotary.benchmarks import command
+
+    command.takes(parser)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from rotary.benchmarks import command
+
+    try:
+        command.run(options)
+    except (OSError, ValueError) as error:
+        raise _RefusedError(str(error)) from error
+    return 0
+
+
 _COMMANDS = {
+    "bench": _Command("time it beside copies, the usual code and others", _bench_takes, _bench),
     "check": _Command("hold the installed array libraries to the oracle", _check_takes, _check),
     "identify": _Command("tell what a foreign implementation computes", _identify_takes, _identify),
     "vectors": _Command("write the golden vectors for other languages", _vectors_takes, _vectors),

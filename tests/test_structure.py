@@ -15,8 +15,8 @@ import pytest
 import rotary
 
 ROOT = Path(__file__).resolve().parent.parent
-LINKED = {"backends", "conformance"}
-FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "mlx", "dask", "numba"}
+LINKED = {"backends", "benchmarks", "conformance"}
+FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "mlx", "dask", "numba", "triton"}
 
 
 def sources(folder: str) -> list[Path]:

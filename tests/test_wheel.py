@@ -82,6 +82,7 @@ def test_the_wheel_holds_what_git_holds(tree: Path, wheel: dict[str, bytes]) -> 
     for folder, name in (
         ("rotary", "rotary"),
         ("backends", "rotary/backends"),
+        ("benchmarks", "rotary/benchmarks"),
         ("conformance", "rotary/conformance"),
     ):
         files = (p for p in (tree / folder).rglob("*") if p.is_file() and not p.is_symlink())
@@ -92,6 +93,7 @@ def test_the_wheel_holds_what_git_holds(tree: Path, wheel: dict[str, bytes]) -> 
     assert shipped == expected
     assert "rotary/py.typed" in shipped
     assert "rotary/backends/_numpy.py" in shipped
+    assert "rotary/benchmarks/__init__.py" in shipped
     assert "rotary/conformance/__init__.py" in shipped
 
 
@@ -121,7 +123,7 @@ def test_the_wheel_runs(wheel: dict[str, bytes], tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
     code = (
-        "import numpy, rotary, rotary.backends, rotary.conformance\n"
+        "import numpy, rotary, rotary.backends, rotary.benchmarks, rotary.conformance\n"
         "rotary.RotaryEmbedding(8)(numpy.ones((5, 8)))\n"
         "print(rotary.__file__)\n"
     )
