@@ -16,7 +16,7 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy.typing as npt
 
-from rotary.backends._generic import linear_chunks, scan
+from rotary.backends._generic import linear_chunks, rows, scan
 from rotary.backends._numpy import (
     apply,
     bits,
@@ -46,6 +46,7 @@ __all__ = [
     "linear_chunks",
     "narrow",
     "product",
+    "rows",
     "scan",
     "widen",
 ]

@@ -9,10 +9,12 @@ from typing import Any
 import cupy
 import ml_dtypes
 import numpy as np
+from gpu_rotations import Subject, all_differing
 
 import rotary
 from rotary import exact, linear, tables
 from rotary.backends import library, owner_of
+from rotary.backends.kernels import kernel, off
 
 SHAPE = (2, 3, 5, 16)  # batch, heads, seq, dim
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -75,13 +77,30 @@ def attention_inputs(dtype: Any, *, gated: bool) -> tuple[Any, ...]:
 
 
 def attend(attn: Any, q: Any, k: Any, v: Any, mask: Any, *gate: Any) -> list[Any]:
-    """Return outputs and states of a prompt, of one token more, and of both joined."""
+    """Return outputs and the words of states of a prompt, of one token more, and of both joined."""
+    outputs, states = attended(attn, q, k, v, mask, *gate)
+    return [*outputs, *(x for state in states for x in state if x is not None)]
+
+
+def attend_in_one_word(attn: Any, *arrays: Any) -> list[Any]:
+    """Return the same with the two words of each sum added up: how they share it is their own."""
+    outputs, states = attended(attn, *arrays)
+    sums = []
+    for state in states:
+        for name in ("numerator", "normaliser", "log_decay"):
+            high, low = getattr(state, name), getattr(state, f"{name}_low")
+            sums += [] if high is None else [high + low]
+        sums.append(state.position)
+    return [*outputs, *sums]
+
+
+def attended(attn: Any, q: Any, k: Any, v: Any, mask: Any, *gate: Any) -> tuple[Any, Any]:
     gates = {"gate": gate[0]} if gate else {}
     step = {"gate": gate[0][:, :, :1]} if gate else {}
     out, state = attn.prefill(q, k, v, key_mask=mask, **gates)
     last, after = attn.step(*(x[:, :, :1, ...] for x in (q, k, v)), state, **step)
     joined = linear.combine(after, attn.segment(k, v, positions=range(10), **gates))
-    return [out, last, *(x for x in (*state, *after, *joined) if x is not None)]
+    return (out, last), (state, after, joined)
 
 
 def same(got: Any, want: Any) -> bool:
@@ -106,6 +125,18 @@ def rotations_have_the_bits_of_numpy() -> None:
             rope = rotary.RotaryEmbedding(16, **embedding)
             for name, call in CALLS.items():
                 assert same(call(rope, cupy.array(x)), call(rope, x)), (dtype, embedding, name)
+
+
+def one_pass_has_the_bits_of_the_array_code() -> None:
+    fused = kernel("cuda")
+    assert fused is not None, off("cuda")
+    assert all_differing(Subject(fused.rotate, cupy.array, cupy.asnumpy)) == []
+
+
+def arrays_that_do_not_fit_one_pass_have_the_bits_of_numpy() -> None:
+    x = host()
+    wide = np.repeat(x, 2, axis=-1)
+    assert same(ROPE(cupy.array(wide)[..., ::2]), ROPE(x))
 
 
 def tables_have_the_bits_of_numpy() -> None:
@@ -188,6 +219,16 @@ def softmax_attention_is_that_of_numpy() -> None:
     assert np.abs(cupy.asnumpy(got) - want).max() < 1e-5
 
 
+def without_a_kernel_the_bits_are_the_same() -> None:
+    from rotary.backends import _cupy
+
+    kept, _cupy.kernel = _cupy.kernel, lambda name: None
+    try:
+        assert same(ROPE(cupy.array(host())), ROPE(host()))
+    finally:
+        _cupy.kernel = kept
+
+
 def exact_linear_attention_has_the_bits_of_numpy() -> None:
     for dtype in kinds("float16", "bfloat16", "float32"):
         for attn in ATTENTIONS:
@@ -204,7 +245,8 @@ def fast_linear_attention_is_that_of_numpy() -> None:
         fast = dataclasses.replace(attn, arithmetic="fast")
         arrays = attention_inputs("float32", gated=attn.decay == "gate")
         given = [cupy.array(x) for x in arrays]
-        for got, want in zip(attend(fast, *given), attend(fast, *arrays), strict=True):
+        found, right = attend_in_one_word(fast, *given), attend_in_one_word(fast, *arrays)
+        for got, want in zip(found, right, strict=True):
             assert np.abs(cupy.asnumpy(got) - want).max() <= 1e-5 * max(1, np.abs(want).max()), attn
 
 
@@ -314,6 +356,8 @@ CHECKS = {
     check.__name__: check
     for check in (
         rotations_have_the_bits_of_numpy,
+        one_pass_has_the_bits_of_the_array_code,
+        arrays_that_do_not_fit_one_pass_have_the_bits_of_numpy,
         tables_have_the_bits_of_numpy,
         positions_may_be_arrays_of_cupy,
         results_are_written_in_place,
@@ -321,6 +365,7 @@ CHECKS = {
         encodings_have_the_bits_of_numpy,
         selections_keep_their_dtype,
         softmax_attention_is_that_of_numpy,
+        without_a_kernel_the_bits_are_the_same,
         exact_linear_attention_has_the_bits_of_numpy,
         fast_linear_attention_is_that_of_numpy,
         other_libraries_are_refused,

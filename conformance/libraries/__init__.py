@@ -22,6 +22,9 @@ KNOWN = {
     "ndonnx": ("_ndonnx", "ndonnx"),
 }
 
+# What may be asked for; a library that has more than its processor says so in its file's DEVICES.
+DEVICES = ("cpu", "cuda")
+
 Function = Callable[..., Any]
 
 
@@ -78,40 +81,55 @@ def installed() -> list[str]:
     return [name for name, (_, module) in KNOWN.items() if find_spec(module) is not None]
 
 
-def load(name: str) -> Library:
+def load(name: str, device: str | None = None) -> Library:
     """Return a library by name, or raise :class:`NotInstalledError` saying why not.
 
-    A name that is not known here is a module that can be imported: see ``_other.py``.
+    A name that is not known here is a module that can be imported: see ``_other.py``.  Its arrays
+    are on a device of DEVICES, or wherever the library puts them.
     """
     try:
-        return _load(name) if name in KNOWN else _load_other(name)
+        return _load(name, device) if name in KNOWN else _load_other(name, device)
     except CannotRunError as error:
         raise NotInstalledError(f"backend {name!r} was asked for, but {error}") from error
 
 
-def load_installed() -> tuple[list[Library], dict[str, str]]:
-    """Return the libraries that run here, and why others do not that are installed."""
+def load_installed(device: str | None = None) -> tuple[list[Library], dict[str, str]]:
+    """Return the libraries that run here, and why others do not that are installed.
+
+    Raises :class:`NotInstalledError` where none has the device that is asked for.
+    """
     loaded: list[Library] = []
     left_out: dict[str, str] = {}
     for name in installed():
         try:
-            loaded.append(_load(name))
+            loaded.append(_load(name, device))
         except CannotRunError as error:
             left_out[name] = str(error)
+    if device is not None and not loaded:
+        reasons = "; ".join(left_out.values())
+        raise NotInstalledError(
+            f"device {device!r} was asked for, and no library has it: {reasons}"
+        )
     return loaded, left_out
 
 
-def _load(name: str) -> Library:
+def _load(name: str, device: str | None) -> Library:
     file, module = KNOWN[name]
     try:
-        library: Library = import_module(f"{__name__}.{file}").library()
+        found = import_module(f"{__name__}.{file}")
+        devices = getattr(found, "DEVICES", ("cpu",))
+        if device is not None and device not in devices:
+            raise CannotRunError(f"{module} computes on {', '.join(devices)} alone")
+        library: Library = found.library(device) if len(devices) > 1 else found.library()
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise CannotRunError(f"{module} cannot be imported: {reason}") from error
     return library
 
 
-def _load_other(name: str) -> Library:
+def _load_other(name: str, device: str | None) -> Library:
     from rotary.conformance.libraries import _other
 
+    if device is not None:
+        raise CannotRunError(f"the module itself says on which device, not device {device!r}")
     return _other.library(name)

@@ -11,6 +11,8 @@ import numpy as np
 from rotary.conformance.libraries import CannotRunError, Function, Library, Way
 from rotary.conformance.libraries._numpy import eager, in_place
 
+DEVICES = ("cuda",)
+
 
 def library() -> Library:
     """Return CuPy on its current device, or raise :class:`CannotRunError`."""
@@ -18,12 +20,13 @@ def library() -> Library:
         (cupy.ones(1, np.float32) + 1).get()
     except Exception as error:
         raise CannotRunError(f"cupy cannot compute here: {error}") from error
+    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
     one_device = None
     if cupy.cuda.runtime.getDeviceCount() < 2:
         one_device = "one CUDA device only"
     return Library(
         name="cupy",
-        version=cupy.__version__,
+        version=f"{cupy.__version__} on {device['name'].decode()}",
         dtypes=("float16", *_bfloat16(), "float32", "float64"),
         from_host=cupy.array,
         to_host=cupy.asnumpy,

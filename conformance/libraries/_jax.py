@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rotary.conformance.libraries import Function, Library, Way
+from rotary.conformance.libraries import CannotRunError, Function, Library, Way
 
 if "jax" not in sys.modules and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
     # Two devices on the host, so that sharded programs can be run on any machine.
@@ -21,14 +22,24 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+DEVICES = ("cpu", "cuda")
 _NEEDS_X64 = {"float64": "JAX has no float64 with x64 off"}
 
 
-def library() -> Library:
-    """Return JAX on its default device."""
-    one_device = None
-    if len(jax.devices()) < 2:
+def library(device: str | None = None) -> Library:
+    """Return JAX on a device, by default its own default, or raise :class:`CannotRunError`."""
+    try:
+        devices = jax.devices(device)
+    except RuntimeError as error:
+        name = "CUDA" if device == "cuda" else device
+        raise CannotRunError(f"jax finds no {name} device") from error
+    version, one_device = jax.__version__, None
+    if len(devices) < 2:
         one_device = "one device only; XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two"
+    if devices[0].platform != "cpu":
+        version = f"{version} on {devices[0].device_kind}"
+        one_device = one_device and "one device only"
+    on = partial(_on, devices[0])
     ways = []
     for name, quantity, run in (
         ("eager", "value", _eager),
@@ -43,17 +54,26 @@ def library() -> Library:
         ("sharded", "value", _sharded),
     ):
         unavailable = one_device if run is _sharded else None
-        ways.append(Way(name, quantity, _with_x64(False, run), _NEEDS_X64, unavailable))
-        ways.append(Way(f"{name}, x64", quantity, _with_x64(True, run), {}, unavailable))
+        run = partial(run, devices[:2]) if run is _sharded else run
+        ways.append(Way(name, quantity, on(_with_x64(False, run)), _NEEDS_X64, unavailable))
+        ways.append(Way(f"{name}, x64", quantity, on(_with_x64(True, run)), {}, unavailable))
     return Library(
         name="jax",
-        version=jax.__version__,
+        version=version,
         dtypes=("float16", "bfloat16", "float32", "float64"),
         from_host=np.asarray,  # each way makes its own arrays, under its own x64 setting
         to_host=np.asarray,
         ways=tuple(ways),
-        table_gradient=_with_x64(True, _table_gradient),
+        table_gradient=on(_with_x64(True, _table_gradient)),
     )
+
+
+def _on(device: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+    def there(*arguments: Any) -> Any:
+        with jax.default_device(device):
+            return run(*arguments)
+
+    return there
 
 
 def _with_x64(on: bool, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,8 +130,8 @@ def _compiled_tangent(f: Function, x: Any, direction: Any, *more: Any) -> Any:
     return jax.jit(push)(x, direction, *more)
 
 
-def _sharded(f: Function, x: Any, direction: Any, *more: Any) -> Any:
-    mesh = Mesh(np.array(jax.devices()[:2]), ("heads",))
+def _sharded(devices: Any, f: Function, x: Any, direction: Any, *more: Any) -> Any:
+    mesh = Mesh(np.array(devices), ("heads",))
     split = NamedSharding(mesh, PartitionSpec(None, "heads"))
     return jax.jit(f)(jax.device_put(x, split), *more)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import ml_dtypes
@@ -10,20 +12,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rotary.conformance.libraries import Function, Library, Way
+from rotary.conformance.libraries import CannotRunError, Function, Library, Way
 from rotary.conformance.libraries._numpy import eager, in_place
 
+DEVICES = ("cpu", "cuda")
 
-def library() -> Library:
-    """Return torch on CPU."""
-    no_compiler = None
+
+def library(device: str | None = None) -> Library:
+    """Return torch on a device, by default the CPU, or raise :class:`CannotRunError`."""
+    version, no_compiler = str(torch.__version__), None
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         no_compiler = "torch.compile needs a C++ compiler, and none is installed"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise CannotRunError("torch finds no CUDA device")
+        version = f"{version} on {torch.cuda.get_device_name()}"
+        if find_spec("triton") is None:
+            no_compiler = "torch.compile needs Triton on CUDA devices, and it is not installed"
     return Library(
         name="torch",
-        version=torch.__version__,
+        version=version,
         dtypes=("float16", "bfloat16", "float32", "float64"),
-        from_host=_from_host,
+        from_host=partial(_from_host, device=device or "cpu"),
         to_host=_to_host,
         ways=(
             Way("eager", "value", eager),
@@ -39,14 +49,14 @@ def library() -> Library:
     )
 
 
-def _from_host(host: npt.NDArray[Any]) -> torch.Tensor:
+def _from_host(host: npt.NDArray[Any], device: str) -> torch.Tensor:
     if host.dtype == ml_dtypes.bfloat16:  # unknown to torch: hand over the bits
-        return torch.from_numpy(host.view(np.uint16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(host.copy())
+        return torch.from_numpy(host.view(np.uint16).copy()).view(torch.bfloat16).to(device)
+    return torch.from_numpy(host.copy()).to(device)
 
 
 def _to_host(x: torch.Tensor) -> npt.NDArray[Any]:
-    x = x.detach()
+    x = x.detach().cpu()
     if x.dtype == torch.bfloat16:
         return x.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
     return x.numpy()

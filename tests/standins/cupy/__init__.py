@@ -13,6 +13,7 @@ It copies CuPy 14.2 (13 differs in having no bfloat16) where code written for Nu
   array can be written.
 - Each ufunc has CuPy's loops, so that dtypes come out as there; functions have CuPy's parameters.
 - Indices beyond the end wrap around.
+- A `RawModule` is compiled for the host, and its threads run one after the other.
 
 Each ufunc is NumPy's, rounded to the dtype, as each of CuPy's is a kernel.  Sums, products of
 matrices and exponentials are not: they differ from NumPy's in the last places, as CUDA's do.
@@ -54,6 +55,7 @@ from numpy import (
 
 from cupy import cuda, fft, linalg
 from cupy._array import ndarray
+from cupy._raw import RawModule
 from cupy._routines import *
 from cupy._ufuncs import UFUNCS as _UFUNCS
 

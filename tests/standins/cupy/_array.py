@@ -1,5 +1,7 @@
 """Arrays on a device: views share memory, and with it the work that is queued on it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from cupy import cuda
@@ -31,6 +33,7 @@ class ndarray:  # noqa: N801
     itemsize = property(lambda self: self._host.itemsize)
     strides = property(lambda self: self._host.strides)
     device = property(lambda self: cuda.Device(self._memory.device_id))
+    data = property(lambda self: SimpleNamespace(ptr=self._host.ctypes.data))
     T = property(lambda self: view(self, self._host.T))
 
     def __array__(self, dtype=None, copy=None):
