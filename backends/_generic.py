@@ -56,6 +56,12 @@ def to_device(host: npt.NDArray[Any], like: Any) -> Any:
     return array
 
 
+def rows(pair: tuple[Any, Any], start: int, stop: int) -> tuple[Any, Any]:
+    """Return rows of two tables."""
+    cos, sin = pair
+    return cos[start:stop, ...], sin[start:stop, ...]
+
+
 def to_host(x: Any) -> npt.NDArray[Any]:
     """Return x's values as a NumPy array."""
     try:

@@ -104,7 +104,7 @@ def _in_program(positions: Callable[[Any], Any], operand: Any, wanted: Wanted) -
                 product=finite_product,
             )
 
-    return once(compute, operand)
+    return _once(compute, operand)
 
 
 def of_frequencies(positions: Any, inv_freq: Any, axes: int | None, dtype: str) -> Any:
@@ -127,7 +127,7 @@ def of_frequencies(positions: Any, inv_freq: Any, axes: int | None, dtype: str) 
 
     @jax.custom_jvp
     def tables(*operand: Any) -> Any:
-        return once(compute, operand)
+        return _once(compute, operand)
 
     @tables.defjvp
     def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
@@ -141,8 +141,7 @@ def of_frequencies(positions: Any, inv_freq: Any, axes: int | None, dtype: str) 
     return tables(inv_freq) if host is not None else tables(inv_freq, positions)
 
 
-def once(compute: Callable[[Any], Any], operand: Any) -> Any:
-    """Return compute(operand), one array, as a step of its own where XLA would repeat it."""
+def _once(compute: Callable[[Any], Any], operand: Any) -> Any:
     return lax.platform_dependent(operand, cpu=partial(_apart, compute), default=compute)
 
 

@@ -14,6 +14,7 @@ from rotary.backends._generic import (
     finite_product,
     is_traced,
     product,
+    rows,
     synchronize,
 )
 from rotary.backends._protocol import Chunked, Memory, Turn, Wanted
@@ -26,6 +27,7 @@ __all__ = [
     "finite_product",
     "is_traced",
     "product",
+    "rows",
     "synchronize",
 ]
 

@@ -106,6 +106,10 @@ class Backend(Protocol):
         """Whether x and other, both of this library, meet without a transfer."""
         ...
 
+    def rows(self, pair: tuple[Any, Any], start: int, stop: int, /) -> tuple[Any, Any]:
+        """Return rows start … stop − 1 of two tables, shape (rows, pairs)."""
+        ...
+
     def is_traced(self, x: Any, /) -> bool:
         """Whether x's values are known only when a compiled program runs."""
         ...

@@ -54,6 +54,13 @@ def to_device(host: npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(host).to(like.device)
 
 
+def rows(
+    pair: tuple[torch.Tensor, torch.Tensor], start: int, stop: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows of two tables."""
+    return pair[0][start:stop], pair[1][start:stop]
+
+
 def to_host(x: torch.Tensor) -> npt.NDArray[Any]:
     """Return x's values as a NumPy array, waiting for its device."""
     if x.dtype == torch.bfloat16:  # unknown to NumPy; any float holds its values, none its name

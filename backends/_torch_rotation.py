@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch.autograd import forward_ad
@@ -24,6 +25,13 @@ _KERNELS = {
     "cpu": kernel("rotation"),
     "cuda": kernel("triton") if torch.cuda.is_available() else None,
 }
+_NUMPY = {
+    torch.float32: (np.dtype(np.float32), np.dtype(np.float32)),
+    torch.float64: (np.dtype(np.float64), np.dtype(np.float64)),
+    torch.float16: (np.dtype(np.uint16), np.dtype(np.float32)),
+    torch.bfloat16: (np.dtype(np.int16), np.dtype(np.float32)),
+}
+_SMALL = 2**17
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -39,6 +47,8 @@ def fused(
         return None
     results = tuple(map(_contiguous_like, arrays)) if outs is None else outs
     if device == "cpu":
+        if outs is None and _rotate_blocks(found, arrays, results, cos, sin, turn):
+            return results
         if outs is None:
             for x in results:
                 ask_for_large_pages(x.data_ptr(), x.nbytes)
@@ -54,7 +64,27 @@ def fused(
     return results
 
 
+def _rotate_blocks(
+    found: Any, arrays: Tensors, outs: Tensors, cos: torch.Tensor, sin: torch.Tensor, turn: Turn
+) -> bool:
+    """Rotate small tensors by their addresses, in half the time of seeing them as arrays."""
+    dtypes = _NUMPY.get(arrays[0].dtype)
+    if dtypes is None or cos.dim() != 2 or cos.stride() != sin.stride() or cos.stride(1) != 1:
+        return False
+    pairs = cos.shape[1]
+    work, more = found.bound_to_blocks(turn, pairs, *dtypes)
+    tables = cos.data_ptr(), sin.data_ptr(), cos.stride(0), pairs
+    if any(x.dim() != 4 or x.stride(3) != 1 or x.nbytes > _SMALL for x in arrays):
+        return False
+    for x, out in zip(arrays, outs, strict=True):
+        lead = 0 if turn.side == "leading" else x.shape[3] - 2 * pairs
+        work(x.data_ptr(), x.stride(), tuple(x.shape), out.data_ptr(), tables, *more, lead)
+    return True
+
+
 def _contiguous_like(x: torch.Tensor) -> torch.Tensor:
+    if x.is_contiguous():
+        return torch.empty_like(x)  # in half the time
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -63,11 +93,12 @@ def has_memory(tensors: Tensors) -> bool:
     try:
         for x in tensors:
             x.data_ptr()
+            if type(x) not in _PLAIN or x.layout is not torch.strided or x.is_neg():
+                return False
     except RuntimeError:  # what vmap makes has none
         return False
     return (
-        all(type(x) in _PLAIN and x.layout is torch.strided and not x.is_neg() for x in tensors)
-        and torch._C._functorch.peek_interpreter_stack() is None
+        torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0

@@ -39,11 +39,8 @@ class _Request(NamedTuple):
 
     rows: Rows
     seq_len: Any
-    power: int
-    """Of the attention factor."""
-    sign: int
-    """Of XPos's exponent."""
-    dtype: str
+    wanted: backends.Wanted
+    """For whatever length."""
     like: Any
     backend: Backend
 
@@ -53,10 +50,11 @@ class _Prepared(NamedTuple):
 
     backend: Backend
     axis: int
-    dtype: str
-    """In which they rotate."""
-    signs: tuple[int, ...]
-    """Of XPos's exponent, for each table."""
+    wanted: tuple[backends.Wanted, ...]
+    """One for both, or one each."""
+    turn: backends.Turn
+    long: bool
+    """Whether the tables might not fit."""
 
 
 # By kinds and shapes; a dictionary's own operations are safe between threads.
@@ -129,6 +127,7 @@ class RotaryEmbedding:
     axes: Axes | None = None
     xpos: XPos | None = None
     _frequencies: Frequencies = field(init=False, repr=False, compare=False)
+    _name: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -159,6 +158,8 @@ class RotaryEmbedding:
             for pairs, dim in frequencies.series:
                 check_rule(self.scaling, len(pairs), dim)
         put("_frequencies", replace(frequencies, scaling=self.scaling))
+        # All of it by value, in a word that keeps its hash.
+        put("_name", f"{self.head_dim} {self.layout} {self.rotary_side} {self._frequencies.token}")
 
     def _check_axes(self) -> None:
         check_axes(self.axes, self.rotary_dim)
@@ -315,8 +316,9 @@ class RotaryEmbedding:
                 f"{type(self.scaling).__name__} depends on it"
             )
         sign = self._sign("key" if role is None and self.xpos is not None else role)
-        request = _Request(self._rows_by(by, backend), seq_len, 0, sign, compute, k, backend)
-        return self._rotate_all((k,), request, self._look_up(request), axis, inverse=False)[0]
+        wanted = self._wanted(0, sign, compute)
+        request = _Request(self._rows_by(by, backend), seq_len, wanted, k, backend)
+        return self._rotate_all((k,), request, self._look_up(request), axis, self._turn(False))[0]
 
     def tables(
         self,
@@ -372,13 +374,14 @@ class RotaryEmbedding:
             where = read(positions, backend, "positions")
             rows = self._rows(where, None, None, None)
             check_shape(rows, where.shape)
-            request = _Request(rows, seq_len, 1, sign, kind, like, backend)
+            request = _Request(rows, seq_len, self._wanted(1, 0, kind), like, backend)
             frequencies = self._at(self._effective_length(request))
             host = _tables.evaluate_as_trained(frequencies, where)
             cos, sin = (backend.to_device(table, like) for table in host)
         else:
             rows = self._rows(positions, None, None, None)
-            cos, sin = self._look_up(_Request(rows, seq_len, 1, sign, kind, like, backend))
+            needed = self._wanted(1, sign, kind)
+            cos, sin = self._look_up(_Request(rows, seq_len, needed, like, backend))
         # Copies: what is kept must stay as it is.
         return copied(cos, kind, like, backend), copied(sin, kind, like, backend)
 
@@ -480,7 +483,7 @@ class RotaryEmbedding:
         *,
         inverse: bool,
     ) -> Any:
-        backend, axis, compute, signs = self._prepare(q, k, seq_axis, role)
+        backend, axis, tables, turn, long = self._prepare(q, k, seq_axis, role, inverse)
         if seq_len is not None and not _is_array(seq_len):
             whole("seq_len", seq_len)
         if out is not None:
@@ -494,63 +497,85 @@ class RotaryEmbedding:
         # Where q rotates first, what is written must not reach k.
         at_once = outs if len(alike) == 1 else None
         results: list[Any] = []
-        for group, sign in zip(alike, signs, strict=True):
-            power, sign = (-1, -sign) if inverse else (1, sign)
-            request = _Request(rows, seq_len, power, sign, compute, q, backend)
-            results += self._rotate_alike(group, request, axis, inverse, at_once)
+        for group, needed in zip(alike, tables, strict=True):
+            request = _Request(rows, seq_len, needed, q, backend)
+            results += self._rotate_alike(group, request, axis, turn, at_once, long)
         if outs is not None and at_once is None:
             results = [rotation.write(to, x) for to, x in zip(outs, results, strict=True)]
         return results[0] if k is None else tuple(results)
 
-    def _prepare(self, q: Any, k: Any, seq_axis: int, role: str | None) -> _Prepared:
+    def _prepare(self, q: Any, k: Any, seq_axis: int, role: str | None, inverse: bool) -> _Prepared:
         """Check q and k, or find what was found of their like: a decoding step is one of many."""
         backend = backends.owner_of(q, "q")
         kind = type(q)
         unlike = k is not None and type(k) is not kind
         if unlike or type(seq_axis) is not int or backend.is_traced(q):
-            return self._checked(q, k, seq_axis, role)
-        key: Any = (self.head_dim, self.xpos is None, kind, q.dtype, q.shape, seq_axis, role)
+            return self._checked(q, k, seq_axis, role, inverse)
+        key: Any = (self._name, inverse, kind, q.dtype, q.shape, seq_axis, role)
         if k is not None:
             key = (key, k.dtype, k.shape, backend.same_device(k, q))
         found = _prepared.get(key)
         if found is None:
-            found = self._checked(q, k, seq_axis, role)
+            found = self._checked(q, k, seq_axis, role, inverse)
             if len(_prepared) >= _PREPARED:
                 _prepared.clear()
             _prepared[key] = found
         return found
 
-    def _checked(self, q: Any, k: Any, seq_axis: int, role: str | None) -> _Prepared:
+    def _checked(self, q: Any, k: Any, seq_axis: int, role: str | None, inverse: bool) -> _Prepared:
         backend, axis, compute = self._check("q", q, seq_axis)
         signs = self._signs(role, k)
         if k is not None:
             self._check_key(k, q, axis, backend, seq_axis)
-        return _Prepared(backend, axis, compute, signs)
+        power = -1 if inverse else 1
+        wanted = tuple(self._wanted(power, power * sign, compute) for sign in signs)
+        rows = self._rows(None, None, q.shape[0] if axis > 0 else None, q.shape[axis])
+        long = _tables.may_be_long(self._frequencies, rows, compute)
+        return _Prepared(backend, axis, wanted, self._turn(inverse), long)
+
+    def _turn(self, inverse: bool) -> backends.Turn:
+        blocks = None if self.axes is None else self.axes.blocks
+        return backends.Turn(self.layout, self.rotary_side, blocks, inverse)
+
+    def _wanted(self, power: int, sign: int, dtype: str) -> backends.Wanted:
+        """Return the tables to a power of the attention factor, of XPos's exponent with a sign."""
+        frequencies = self._frequencies
+        return backends.Wanted(
+            frequencies.token, 0, power, frequencies.pairs, dtype, sign, frequencies.axis_count
+        )
 
     def _rotate_alike(
         self,
         arrays: tuple[Any, ...],
         request: _Request,
         axis: int,
-        inverse: bool,
-        outs: tuple[Any, ...] | None = None,
+        turn: backends.Turn,
+        outs: tuple[Any, ...] | None,
+        may_be_long: bool,
     ) -> Sequence[Any]:
         """Rotate arrays by the same tables, piece by piece where those are long."""
-        long = self._if_long(request)
+        long = self._if_long(request) if may_be_long else None
         if long is None:
-            return self._rotate_all(arrays, request, self._look_up(request), axis, inverse, outs)
+            return self._rotate_all(arrays, request, self._look_up(request), axis, turn, outs)
         frequencies = self._at(self._effective_length(request))
-        _, _, power, sign, dtype, like, backend = request
+        _, _, wanted, like, backend = request
         # A piece may be written before the next is read only where it comes from.
         in_place = outs is not None and all(map(operator.is_, outs, arrays))
         results: list[Any] = [[] for _ in arrays]
-        for index, where in _tables.pieces(frequencies, long, dtype):
+        for index, where in _tables.pieces(frequencies, long, wanted.dtype):
             of_piece = tuple(x[(slice(None),) * axis + (index, ...)] for x in arrays)
             pair = _tables.look_up(
-                frequencies, where, dtype, power, like, backend, role=sign, keep=False
+                frequencies,
+                where,
+                wanted.dtype,
+                wanted.power,
+                like,
+                backend,
+                role=wanted.role,
+                keep=False,
             )
             into = of_piece if in_place else None
-            rotated = self._rotate_all(of_piece, request, pair, axis, inverse, into)
+            rotated = self._rotate_all(of_piece, request, pair, axis, turn, into)
             for pieces, piece in zip(results, rotated, strict=True):
                 pieces.append(piece)
         if in_place:
@@ -608,7 +633,7 @@ class RotaryEmbedding:
         request: _Request,
         tables: tuple[Any, Any],
         axis: int,
-        inverse: bool,
+        turn: backends.Turn,
         outs: tuple[Any, ...] | None = None,
     ) -> tuple[Any, ...]:
         q, k, backend = request.like, arrays[-1], request.backend
@@ -617,16 +642,13 @@ class RotaryEmbedding:
                 f"k: got shape {tuple(k.shape)}, expected {q.shape[0]} batch rows as q of shape "
                 f"{tuple(q.shape)}, with positions for each"
             )
-        cos, sin = (rotation.align(table, q, axis, backend) for table in tables)
-        blocks = None if self.axes is None else self.axes.blocks
-        turn = backends.Turn(self.layout, self.rotary_side, blocks, inverse)
+        cos, sin = tables
+        cos, sin = rotation.align(cos, q, axis, backend), rotation.align(sin, q, axis, backend)
         return rotation.rotate_all(arrays, cos, sin, turn, backend, outs)
 
     def _if_long(self, request: _Request) -> Any:
         """Return positions whose tables are too many for one, or None."""
-        rows, backend, dtype = request.rows, request.backend, request.dtype
-        if not _tables.may_be_long(self._frequencies, rows, dtype):
-            return None
+        rows, backend, dtype = request.rows, request.backend, request.wanted.dtype
         if backend.is_traced(request.like) or backend.is_traced(rows.given):
             return None
         where = read_rows(rows, backend)
@@ -634,7 +656,7 @@ class RotaryEmbedding:
 
     def _look_up(self, request: _Request) -> tuple[Any, Any]:
         """Return cos and sin, times the attention factor to that power and XPos's scale."""
-        rows, seq_len, power, sign, dtype, like, backend = request
+        rows, seq_len, wanted, like, backend = request
         switch = None if self.scaling is None else self.scaling.switch_length
         if switch is not None and _is_array(seq_len) and backend.is_traced(seq_len):
             short, long = (
@@ -644,15 +666,14 @@ class RotaryEmbedding:
             cos, sin = (xp.where(seq_len > switch, b, a) for a, b in zip(short, long, strict=True))
             return cos, sin
         length = self._effective_length(request)
-        frequencies = self._frequencies
-        wanted = backends.Wanted(
-            frequencies.token, length, power, frequencies.pairs, dtype, sign, frequencies.axis_count
-        )
+        if length:
+            wanted = wanted._replace(length=length)
         deferred = backend.deferred_tables(wanted, rows, like)
         if deferred is not None:
             return deferred
-        where = read_rows(rows, backend)
-        return _tables.look_up(self._at(length), where, dtype, power, like, backend, role=sign)
+        frequencies, where = self._at(length), read_rows(rows, backend)
+        _, _, power, _, dtype, role, _ = wanted
+        return _tables.look_up(frequencies, where, dtype, power, like, backend, role=role)
 
     def _effective_length(self, request: _Request) -> int:
         """Return the length of sequence that decides the frequencies, 0 where none does."""

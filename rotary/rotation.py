@@ -167,10 +167,9 @@ def rotate_aligned(
     wide = part if compute == dtype_name(x) else backend.widen(part, compute)
     x1, x2 = _members(wide, layout, blocks, xp)
     product = backend.product
-    if inverse:
-        y1, y2 = product(x1, cos) + product(x2, sin), product(x2, cos) - product(x1, sin)
-    else:
-        y1, y2 = product(x1, cos) - product(x2, sin), product(x1, sin) + product(x2, cos)
+    # Sums alone: where a caller negates sin, LLVM makes a fused a + m of a − (0 − m).
+    sin1, sin2 = (sin, -sin) if inverse else (-sin, sin)
+    y1, y2 = product(x1, cos) + product(x2, sin1), product(x1, sin2) + product(x2, cos)
     rotated = _joined(y1, y2, layout, blocks, part.shape, xp)
     if compute != dtype_name(x):
         rotated = backend.narrow(rotated, x.dtype)

@@ -391,8 +391,7 @@ def look_up(
     cos, sin = _kept(frequencies, Span(first, count), None, dtype, power, role, like, backend)
     if (first, count) == positions:
         return cos, sin
-    rows = slice(positions.start - first, stop - first)
-    return cos[rows, :], sin[rows, :]
+    return backend.rows((cos, sin), positions.start - first, stop - first)
 
 
 def _kept(

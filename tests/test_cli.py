@@ -46,6 +46,7 @@ def contracted(monkeypatch):
     monkeypatch.setattr(
         _numpy, "product", lambda x, factor: np.nextafter(x * factor, x.dtype.type(0))
     )
+    monkeypatch.setattr(_numpy, "rotate", lambda *_: None)  # no kernel
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -255,10 +256,10 @@ def test_junit_tells_what_failed(check, tmp_path):
 
 
 def test_junit_holds_what_xml_cannot(check, monkeypatch, tmp_path):
-    def broken(x, factor):
+    def broken(*_):
         raise ValueError("\x1b[31m<no> & \x00")
 
-    monkeypatch.setattr(_numpy, "product", broken)
+    monkeypatch.setattr(_numpy, "rotate", broken)
     status, root = junit_of(check, tmp_path, "--case", "rotation/half", "--way", "eager")
     assert status == 1
     assert root[0].get("errors") == "4"
@@ -286,10 +287,10 @@ def test_a_run_that_fails_exits_1_and_says_how_to_repeat_it(check):
 
 
 def test_an_exception_is_a_verdict_not_the_end(check, monkeypatch):
-    def broken(x, factor):
+    def broken(*_):
         raise MemoryError("out of [memory]")
 
-    monkeypatch.setattr(_numpy, "product", broken)
+    monkeypatch.setattr(_numpy, "rotate", broken)
     status, out, err = check("--case", "rotation/half,tables/whole", "--dtype", "float32")
     assert (status, err) == (1, "")
     assert "error numpy / rotation/half / float32 / eager: MemoryError: out of [memory]" in out
@@ -484,3 +485,67 @@ from rotary.cli import main
 
 sys.exit(main())
 """
+
+
+# On which device.
+
+
+def has_cuda() -> bool:
+    """Whether any library would find a CUDA device."""
+    try:
+        libraries.load_installed("cuda")
+    except libraries.NotInstalledError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_library_may_be_asked_for_on_the_cpu(check, backend):
+    asked = ["check", "--device", "cpu", "--backend", backend, "--elements", "100"]
+    status, out, err = check("--case", "rotation/half", "--way", "eager", start=asked)
+    assert (status, err) == (0, "")
+    assert "holds: 0 of " in out
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "reason"),
+    [
+        ("torch", "cuda", "torch finds no CUDA device"),
+        ("jax", "cuda", "jax finds no CUDA device"),
+        ("numpy", "cuda", "numpy computes on cpu alone"),
+        ("array-api-strict", "cuda", "array_api_strict computes on cpu alone"),
+        ("cupy", "cpu", "cupy "),  # which cannot be imported, or computes on cuda alone
+        ("json", "cuda", "the module itself says on which device, not device 'cuda'"),
+    ],
+)
+def test_a_device_that_is_not_there_exits_2(check, backend, device, reason):
+    if backend in ("torch", "jax") and has_cuda():
+        pytest.skip("there is a CUDA device")
+    status, out, err = check(start=["check", "--backend", backend, "--device", device])
+    assert (status, out.strip()) == (2, "")
+    start = f"rotary check: backend {backend!r} was asked for, but {reason}"
+    assert err.startswith(start)
+    assert err.count("\n") == 1
+
+
+def test_a_device_that_no_library_has_exits_2(check):
+    if has_cuda():
+        pytest.skip("there is a CUDA device")
+    status, out, err = check(start=["check", "--device", "cuda"])
+    assert (status, out.strip()) == (2, "")
+    assert err.startswith("rotary check: device 'cuda' was asked for, and no library has it: ")
+    assert "torch finds no CUDA device; jax finds no CUDA device; " in err
+    assert err.count("\n") == 1
+
+
+def test_a_device_that_is_unknown_exits_2(check):
+    status, out, err = check("--device", "tpu")
+    assert (status, out.strip()) == (2, "")
+    assert err == "rotary check: device: got 'tpu', expected one of 'cpu', 'cuda'\n"
+
+
+def test_a_device_does_not_go_with_an_implementation(check):
+    asked = ["check", "--implementation", "json:dumps", "--device", "cuda"]
+    status, out, err = check(start=asked)
+    assert (status, out.strip()) == (2, "")
+    assert err == "rotary check: --device: not with --implementation\n"

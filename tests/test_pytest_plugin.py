@@ -45,6 +45,7 @@ def contracted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         _numpy, "product", lambda x, factor: np.nextafter(x * factor, x.dtype.type(0))
     )
+    monkeypatch.setattr(_numpy, "rotate", lambda *_: None)  # no kernel
 
 
 def outcomes(result: pytest.RunResult) -> dict[str, int]:

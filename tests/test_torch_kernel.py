@@ -50,7 +50,15 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         calls.append(done)
         return done
 
+    small = _torch_rotation._rotate_blocks
+
+    def counted_if_done(*args: Any) -> bool:
+        done = small(*args)
+        calls.extend([True] * done)
+        return done
+
     monkeypatch.setattr(_torch_rotation._cpu, "rotate", counted)
+    monkeypatch.setattr(_torch_rotation, "_rotate_blocks", counted_if_done)
     yield calls
     assert all(calls)
 
@@ -78,6 +86,20 @@ def test_forward_and_backward_give_the_bits_of_the_array_code(
         map(torch.equal, gradients, rotate_by_array_code(directions, cos, sin, back, _torch))
     )
     assert len(used) == 3
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_small_tensors_rotate_by_their_addresses(dtype: Any, turn: Turn) -> None:
+    whole = samples(3, 6, 5, 24, dtype=dtype)
+    cos, sin = tables(9, 8, dtype=dtype)
+    cos, sin = cos[2:7], sin[2:7]
+    for x in (whole[..., :20], whole[::2, ::3, :, 2:22], whole.transpose(0, 1)[..., 4:]):
+        (right,) = rotate_by_array_code((x,), cos, sin, turn, _torch)
+        out = torch.full(x.shape, 77, dtype=dtype)
+        given = (_torch_rotation._KERNELS["cpu"], (x,), (out,), cos, sin, turn)
+        assert _torch_rotation._rotate_blocks(*given)
+        assert torch.equal(out, right)
 
 
 def test_one_of_two_outputs_may_be_without_a_gradient(used: list[Any]) -> None:

@@ -50,7 +50,7 @@ def rotate(
     fits = kernel.fits
     if not (fits(cos) and fits(sin) and cos.strides == sin.strides):
         return False
-    if not fresh and not (all(map(fits, outs)) and _apart((*arrays, cos, sin), outs)):
+    if not (fresh or (all(map(fits, outs)) and _apart((*arrays, cos, sin), outs))):
         return False
     pairs = cos.shape[-1]
     work, more = kernel.bound(turn, pairs, arrays[0].dtype, cos.dtype)

@@ -82,6 +82,7 @@ def _as_it_is(x: Any) -> Any:
     return x
 
 
+_SIZES = types.Array(types.int64, 1, "C", readonly=True)
 # How an element becomes a float, and a float an element; by dtype.
 _CONVERSIONS = {
     "uint16": (_from_float16, _to_float16),
@@ -112,47 +113,72 @@ def _of_one_row(layout: str, dtype: str) -> Any:
     return half if layout == "half" else interleaved
 
 
-def _of_all_rows(turn: Any) -> Any:
-    """Return the loop over rows, for a way to rotate one."""
+@inlined
+def _rows(turn: Any, kinds: Any, shape: Any, x: Any, out: Any, tables: Any, here: Any) -> None:
+    """Rotate every row of x into out, or into x itself, which is `here`.
 
-    def rows(
+    x and out are an address and the bytes from row to row along three axes.
+    """
+    like, near, each, wide = kinds
+    cos, sin, table_steps, pairs, sizes, sign, lead = tables
+    x_at, x_steps = x
+    out_at, out_steps = out
+    for a in range(shape[0]):
+        for b in range(shape[1]):
+            for c in range(shape[2]):
+                read = x_at + a * x_steps[0] + b * x_steps[1] + c * x_steps[2]
+                write = out_at + a * out_steps[0] + b * out_steps[1] + c * out_steps[2]
+                row = a * table_steps[0] + b * table_steps[1] + c * table_steps[2]
+                at_cos, at_sin = cos + row, sin + row
+                if not here:
+                    source, target = _pointer(read, like), _pointer(write, like)
+                    for i in range(lead):
+                        target[i] = source[i]
+                    for i in range(lead + 2 * pairs, shape[3]):
+                        target[i] = source[i]
+                read, write = read + each * lead, write + each * lead
+                for n in sizes:
+                    # In place x and y have to be one pointer, or they could be in each other's
+                    # way, and nothing would be vectorised.
+                    source = _pointer(read, like)
+                    near_cos, near_sin = _pointer(at_cos, near), _pointer(at_sin, near)
+                    if here:
+                        turn(source, source, near_cos, near_sin, sign, n)
+                    else:
+                        turn(source, _pointer(write, like), near_cos, near_sin, sign, n)
+                    read, write = read + 2 * each * n, write + 2 * each * n
+                    at_cos, at_sin = at_cos + wide * n, at_sin + wide * n
+
+
+def _of_all_rows(turn: Any, dtype: Any, real: Any) -> tuple[Any, Any]:
+    """Return the loop over rows, for a way to rotate one: of arrays, and of a block in memory."""
+    like, near = dtype.type(0), real.type(0)
+    each, wide = dtype.itemsize, real.itemsize
+
+    def of_arrays(
         x: Any, out: Any, cos: Any, sin: Any, sizes: Any, sign: Any, lead: Any, here: Any
     ) -> None:
-        like, real = x.dtype.type(0), cos.dtype.type(0)
-        each, wide, dim, turning = x.itemsize, cos.itemsize, x.shape[3], 2 * cos.shape[3]
         # An axis of one broadcasts.
-        step_a = cos.strides[0] if cos.shape[0] > 1 else 0
-        step_b = cos.strides[1] if cos.shape[1] > 1 else 0
-        step_c = cos.strides[2] if cos.shape[2] > 1 else 0
-        for a in range(x.shape[0]):
-            for b in range(x.shape[1]):
-                for c in range(x.shape[2]):
-                    read = x.ctypes.data
-                    read += a * x.strides[0] + b * x.strides[1] + c * x.strides[2]
-                    write = out.ctypes.data
-                    write += a * out.strides[0] + b * out.strides[1] + c * out.strides[2]
-                    row = a * step_a + b * step_b + c * step_c
-                    at_cos, at_sin = cos.ctypes.data + row, sin.ctypes.data + row
-                    if not here:
-                        source, target = _pointer(read, like), _pointer(write, like)
-                        for i in range(lead):
-                            target[i] = source[i]
-                        for i in range(lead + turning, dim):
-                            target[i] = source[i]
-                    read, write = read + each * lead, write + each * lead
-                    for n in sizes:
-                        # In place x and y have to be one pointer, or they could be in each
-                        # other's way, and nothing would be vectorised.
-                        source = _pointer(read, like)
-                        near_cos, near_sin = _pointer(at_cos, real), _pointer(at_sin, real)
-                        if here:
-                            turn(source, source, near_cos, near_sin, sign, n)
-                        else:
-                            turn(source, _pointer(write, like), near_cos, near_sin, sign, n)
-                        read, write = read + 2 * each * n, write + 2 * each * n
-                        at_cos, at_sin = at_cos + wide * n, at_sin + wide * n
+        steps = (
+            cos.strides[0] if cos.shape[0] > 1 else 0,
+            cos.strides[1] if cos.shape[1] > 1 else 0,
+            cos.strides[2] if cos.shape[2] > 1 else 0,
+        )
+        tables = cos.ctypes.data, sin.ctypes.data, steps, cos.shape[3], sizes, sign, lead
+        read, write = (x.ctypes.data, x.strides), (out.ctypes.data, out.strides)
+        _rows(turn, (like, near, each, wide), x.shape, read, write, tables, here)
 
-    return rows
+    def of_block(
+        x: Any, x_steps: Any, shape: Any, out: Any, table: Any, sizes: Any, sign: Any, lead: Any
+    ) -> None:
+        cos, sin, apart, pairs = table
+        _, b, c, dim = shape
+        read = x, (each * x_steps[0], each * x_steps[1], each * x_steps[2])
+        write = out, (each * b * c * dim, each * c * dim, each * dim)
+        tables = cos, sin, (0, 0, wide * apart), pairs, sizes, sign, lead
+        _rows(turn, (like, near, each, wide), shape, read, write, tables, False)
+
+    return of_arrays, of_block
 
 
 @lru_cache(maxsize=8)
@@ -161,12 +187,21 @@ def _kernel(layout: str, dtype: Any, real: Any) -> Any:
     kind, wide = numba.from_dtype(dtype), numba.from_dtype(real)
     given = types.Array(kind, RANK, "A", readonly=True)
     table = types.Array(wide, RANK, "A", readonly=True)
-    sizes = types.Array(types.int64, 1, "C", readonly=True)
     signature = types.void(
-        given, types.Array(kind, RANK, "A"), table, table, sizes, wide, types.int64, types.boolean
+        given, types.Array(kind, RANK, "A"), table, table, _SIZES, wide, types.int64, types.boolean
     )
-    rows = _of_all_rows(_of_one_row(layout, dtype.name))
-    return compiled(signature, rows)
+    of_arrays, _ = _of_all_rows(_of_one_row(layout, dtype.name), dtype, real)
+    return compiled(signature, of_arrays)
+
+
+@lru_cache(maxsize=8)
+def _kernel_of_blocks(layout: str, dtype: Any, real: Any) -> Any:
+    """Return the same for x by its address, and an out and tables that are contiguous."""
+    whole, wide = types.int64, numba.from_dtype(real)
+    four = types.UniTuple(whole, RANK)
+    signature = types.void(whole, four, four, whole, four, _SIZES, wide, whole)
+    _, of_block = _of_all_rows(_of_one_row(layout, dtype.name), dtype, real)
+    return compiled(signature, of_block)
 
 
 @lru_cache(maxsize=256)
@@ -185,3 +220,14 @@ def bound(turn: Turn, pairs: int, dtype: Any, real: Any) -> tuple[Any, tuple[Any
     """Return the kernel ``(x, out, cos, sin, *more, lead, here)``, and what more it takes."""
     sign = real.type(-1.0 if turn.inverse else 1.0)
     return _kernel(turn.layout, dtype, real), (_sizes(turn.blocks or (pairs,)), sign)
+
+
+def bound_to_blocks(turn: Turn, pairs: int, dtype: Any, real: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the kernel ``(x, its strides, its shape, out, tables, *more, lead)``, and more.
+
+    x and out are addresses, of rank 4: x with strides in elements, the last of which is 1, and out
+    in one piece.  tables are the addresses of cos and sin (seq, pairs), the elements from row to
+    row, and pairs.
+    """
+    sign = real.type(-1.0 if turn.inverse else 1.0)
+    return _kernel_of_blocks(turn.layout, dtype, real), (_sizes(turn.blocks or (pairs,)), sign)

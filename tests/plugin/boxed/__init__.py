@@ -17,6 +17,9 @@ class Array:
     def __setitem__(self, key, value):
         self.data[key] = value.data
 
+    def __neg__(self):
+        return Array(-self.data)
+
     def __add__(self, other):
         return Array(self.data + other.data)
 
