@@ -47,9 +47,9 @@ def fused(
         return None
     results = tuple(map(_contiguous_like, arrays)) if outs is None else outs
     if device == "cpu":
-        if outs is None and _rotate_blocks(found, arrays, results, cos, sin, turn):
-            return results
         if outs is None:
+            if _rotate_blocks(found, arrays, results, cos, sin, turn):
+                return results
             for x in results:
                 ask_for_large_pages(x.data_ptr(), x.nbytes)
         seen = _cpu.seen(arrays, results, _view)

@@ -22,6 +22,8 @@ from rotary.benchmarks.contender import Call, Case, Contender
 
 # Threads of OpenBLAS and OpenMP spin for a while after their work, and disturb whoever is next.
 PAUSE_SECONDS = 0.02
+# After a pause cores sleep, and the system may wake two threads on one of them.
+WARM_SECONDS = 0.02
 # Calls are timed together until they take this long; one launch on a GPU would hide in its wait.
 _LEAST_SECONDS = {"cpu": 0.004, "cuda": 0.02}
 _MOST_CALLS = 2000
@@ -116,8 +118,9 @@ def arrays_of(result: Any) -> tuple[Any, ...]:
 class _Runner:
     """A contender that is made and warm."""
 
-    def __init__(self, contender: Contender, calls: int | None, device: str) -> None:
+    def __init__(self, contender: Contender, calls: int | None, device: str, warm: float) -> None:
         self.contender = contender
+        self._warm = warm
         began = time.perf_counter()
         self._call: Call = contender.make()
         # Elsewhere a call is done when it returns.
@@ -132,7 +135,7 @@ class _Runner:
         fill = math.ceil(_LEAST_SECONDS[device] / max(once, 1e-9))
         self.calls = calls or min(_MOST_CALLS, max(1, fill))
         self._long = once > _LONG_SECONDS
-        self.seconds_a_repeat = once * (self.calls + (not self._long))
+        self.seconds_a_repeat = once * self.calls + (not self._long) * max(once, warm)
 
     def seconds(self, calls: int) -> float:
         """Return the time of some calls, to the end of what they started."""
@@ -150,12 +153,19 @@ class _Runner:
 
     def repeat(self) -> None:
         if not self._long:
-            self.seconds(1)
+            self._warm_up()
         before = _page_faults()
         self.times.append(self.seconds(self.calls) / self.calls)
         after = _page_faults()
         if before is not None and after is not None:
             self.faults.append((after - before) / self.calls)
+
+    def _warm_up(self) -> None:
+        started = time.perf_counter()
+        while True:
+            self.seconds(1)
+            if time.perf_counter() - started >= self._warm:
+                return
 
     def timed(self) -> Timed:
         faults = spread(self.faults).median if self.faults else None
@@ -182,6 +192,7 @@ def measure(
     *,
     repeats: int,
     pause: float = PAUSE_SECONDS,
+    warm: float = WARM_SECONDS,
     progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[list[Timed], list[LeftOut]]:
     """Time contenders of a case; what fails on the way is left out, with what it raised."""
@@ -190,7 +201,7 @@ def measure(
     for contender in contenders:
         progress(f"{contender.name}: first call")
         try:
-            runners.append(_Runner(contender, case.calls, case.parameters["device"]))
+            runners.append(_Runner(contender, case.calls, case.parameters["device"], warm))
         # Somebody else's code must not end a run of minutes; what it raised is in the report.
         except Exception as error:
             left_out.append(LeftOut(contender, _told(error)))

@@ -212,7 +212,7 @@ def test_all_contenders_run_in_every_repeat_and_in_another_order():
         return Contender("memory", name, lambda: lambda: order.append(name))
 
     names = ["a", "b", "c", "d"]
-    found, left_out = measure(case(), [contender(n) for n in names], repeats=4, pause=0.0)
+    found, left_out = measure(case(), [contender(n) for n in names], repeats=4, pause=0.0, warm=0.0)
     assert not left_out
     assert [t.name for t in found] == names
     assert all(len(t.times) == 4 and t.calls == 1 for t in found)
@@ -233,7 +233,7 @@ def test_what_raises_is_left_out_with_what_it_said():
 
     makes = {"a": unavailable, "b": lambda: broken, "c": lambda: lambda: None}
     contenders = [Contender("memory", name, make) for name, make in makes.items()]
-    found, left_out = measure(case(), contenders, repeats=1, pause=0.0)
+    found, left_out = measure(case(), contenders, repeats=1, pause=0.0, warm=0.0)
     assert [t.name for t in found] == ["c"]
     assert [(one.name, one.reason) for one in left_out] == [
         ("a", "it has no bfloat16"),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rotary.backends._protocol import Turn
 
 # Elements of an intermediate; half a dozen of them fit into a core's second cache.
-_BLOCK = 2**14
+_BLOCK = 2**16
 
 
 def fits(x: npt.NDArray[Any]) -> bool:
