@@ -18,6 +18,8 @@ from rotary.backends.kernels import _threads
 RANK = 4
 # Below this a second thread costs more than it saves.
 _THREADED_BYTES = 2**18
+# For each thread, where there is enough for all: one that wakes late takes fewer.
+_PARTS = 4
 # What stands for the floats that compilers of Python code do not have; dtypes of their own each.
 PATTERNS = {"float16": np.uint16, "bfloat16": np.int16}
 
@@ -106,11 +108,12 @@ def _of_rank(x: Any, out: Any, cos: Any, sin: Any) -> list[tuple[Any, ...]]:
 
 
 def _shared(x: Any, out: Any, cos: Any, sin: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield a part for each thread."""
-    count = _threads.get_num_threads()
-    if count == 1 or not x.size:
+    """Yield some parts for each thread."""
+    threads = _threads.get_num_threads()
+    if threads == 1 or not x.size:
         yield x, out, cos, sin
         return
+    count = threads * min(_PARTS, max(1, out.nbytes // (threads * _THREADED_BYTES)))
     lengths = x.shape[:-1]
     # The first axis that divides well: then no two threads write to the same pages.
     axis = next((i for i, n in enumerate(lengths) if n % count == 0 or n > 8 * count), None)

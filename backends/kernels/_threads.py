@@ -1,8 +1,8 @@
 """Threads of our own for kernels that release Python's lock.
 
 Numba's own layers will not do: one aborts when two threads use it at once, another does not survive
-a fork.  The caller does a part of its work itself, and takes back what no thread has begun; a
-thread never waits for another, so that any number of callers can share them.
+a fork.  A caller and the threads that help it take the parts of its work one by one, and a thread
+never waits for another, so that any number of callers can share them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -108,27 +109,40 @@ def _cores() -> int:
 
 
 def run(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
-    """Call ``work(*part)`` for every part, at once where there are threads to."""
-    if len(parts) == 1:
-        work(*parts[0])
-        return
+    """Call ``work(*part)`` for every part, at once where there are threads to.
+
+    Whoever is free takes the next part, so that a thread that wakes late delays nobody.
+    """
+    waiting = deque(parts)
+
+    def some() -> None:
+        while True:
+            try:
+                part = waiting.popleft()
+            except IndexError:
+                return
+            work(*part)
+
+    begun = [_begin(some) for _ in range(min(len(parts), get_num_threads()) - 1)]
+    try:
+        some()
+    finally:
+        # Nobody may write any more when this returns; what has not begun has nothing to do.
+        failed = [f.exception() for f in begun if f is not None and not f.cancel()]
+    for error in failed:
+        if error is not None:
+            raise error
+
+
+def _begin(work: Callable[[], None]) -> Future[None] | None:
+    """Have one of our threads do it; None where there is no thread any more."""
     pool = _pool
     with pool.lock:
         if pool.executor is None:
             from concurrent.futures import ThreadPoolExecutor  # late: `import rotary` is quick
 
             pool.executor = ThreadPoolExecutor(max(1, get_num_threads() - 1), "rotary")
-    begun: list[Future[Any]] = []
     try:
-        for part in parts[1:]:
-            begun.append(pool.executor.submit(work, *part))
+        return pool.executor.submit(work)
     except RuntimeError:  # another thread has just set their number, or Python is shutting down
-        pass
-    work(*parts[0])
-    for future, part in zip(begun, parts[1:], strict=False):
-        if future.cancel():
-            work(*part)
-        else:
-            future.result()
-    for part in parts[1 + len(begun) :]:
-        work(*part)
+        return None
