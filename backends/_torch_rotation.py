@@ -73,7 +73,9 @@ def _rotate_blocks(
         return False
     pairs = cos.shape[1]
     work, more = found.bound_to_blocks(turn, pairs, *dtypes)
-    tables = cos.data_ptr(), sin.data_ptr(), cos.stride(0), pairs
+    # One row turns all, as a shift has it.
+    apart = cos.stride(0) if cos.shape[0] > 1 else 0
+    tables = cos.data_ptr(), sin.data_ptr(), apart, pairs
     if any(x.dim() != 4 or x.stride(3) != 1 or x.nbytes > _SMALL for x in arrays):
         return False
     for x, out in zip(arrays, outs, strict=True):

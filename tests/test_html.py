@@ -453,6 +453,7 @@ def test_the_command_writes_a_page_whose_commands_repeat_the_failures(
     monkeypatch.setattr(
         _numpy, "product", lambda x, factor: np.nextafter(x * factor, x.dtype.type(0))
     )
+    monkeypatch.setattr(_numpy, "rotate", lambda *_: None)  # no kernel
     file = tmp_path / "report.html"
     chosen = ["--case", "rotation/half,tables/whole", "--dtype", "float32", "--elements", "1000"]
     asked = ["check", "--backend", "numpy", *chosen, "--html", str(file)]

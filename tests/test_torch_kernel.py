@@ -95,11 +95,16 @@ def test_small_tensors_rotate_by_their_addresses(dtype: Any, turn: Turn) -> None
     cos, sin = tables(9, 8, dtype=dtype)
     cos, sin = cos[2:7], sin[2:7]
     for x in (whole[..., :20], whole[::2, ::3, :, 2:22], whole.transpose(0, 1)[..., 4:]):
-        (right,) = rotate_by_array_code((x,), cos, sin, turn, _torch)
-        out = torch.full(x.shape, 77, dtype=dtype)
-        given = (_torch_rotation._KERNELS["cpu"], (x,), (out,), cos, sin, turn)
-        assert _torch_rotation._rotate_blocks(*given)
-        assert torch.equal(out, right)
+        _check_small(x, cos, sin, turn)
+        _check_small(x, cos[:1], sin[:1], turn)
+
+
+def _check_small(x: Any, cos: Any, sin: Any, turn: Turn) -> None:
+    (right,) = rotate_by_array_code((x,), cos, sin, turn, _torch)
+    out = torch.full(x.shape, 77, dtype=x.dtype)
+    given = (_torch_rotation._KERNELS["cpu"], (x,), (out,), cos, sin, turn)
+    assert _torch_rotation._rotate_blocks(*given)
+    assert torch.equal(out, right)
 
 
 def test_one_of_two_outputs_may_be_without_a_gradient(used: list[Any]) -> None:
