@@ -112,15 +112,18 @@ def test_a_framework_imports_no_other(framework: str) -> None:
     assert found == "[]"
 
 
-def test_importing_rotary_costs_little_beyond_numpy() -> None:
-    times = run("""
-        import subprocess, time
-        code = "import time, numpy; t = time.perf_counter(); import rotary; " \\
-               "print(time.perf_counter() - t)"
-        for _ in range(5):
-            print(subprocess.check_output([sys.executable, "-c", code], text=True).strip())
+def test_importing_rotary_imports_little_beyond_numpy() -> None:
+    # What takes long to import; the time itself depends on what else the machine does.
+    slow = ("asyncio", "concurrent", "ctypes.util", "importlib.metadata", "logging", "unittest")
+    found = run(f"""
+        import numpy
+        before = set(sys.modules)
+        import rotary
+        new = set(sys.modules) - before
+        known = {{"numpy", *sys.stdlib_module_names}}
+        print(sorted({{m.partition(".")[0] for m in new}} - known), [m for m in {slow} if m in new])
         """)
-    assert min(map(float, times.split())) <= 0.15
+    assert found == "['array_api_compat', 'rotary'] []"
 
 
 def test_a_compiled_call_may_be_the_first_one() -> None:
