@@ -509,7 +509,8 @@ class RotaryEmbedding:
         backend = backends.owner_of(q, "q")
         kind = type(q)
         unlike = k is not None and type(k) is not kind
-        if unlike or type(seq_axis) is not int or backend.is_traced(q):
+        usual = type(seq_axis) is int and (role is None or type(role) is str)
+        if unlike or not usual or backend.is_traced(q):
             return self._checked(q, k, seq_axis, role, inverse)
         key: Any = (self._name, inverse, kind, q.dtype, q.shape, seq_axis, role)
         if k is not None:

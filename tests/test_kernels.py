@@ -218,6 +218,23 @@ def test_q_and_k_side_by_side_rotate_in_place() -> None:
     assert _cpu._apart((q, k), (q, k))
 
 
+def test_outputs_that_overlap_are_written_in_order() -> None:
+    rope, rng = rotary.RotaryEmbedding(8), np.random.default_rng(0)
+    q, k = rng.standard_normal((2, 2, 5, 8)).astype(np.float32)
+    room = np.zeros((3, 5, 8), np.float32)
+    assert not _cpu._apart((q, k), (room[:2], room[1:]))
+    rope(q, k, out=(room[:2], room[1:]))
+    np.testing.assert_array_equal(room, np.concatenate([rope(q)[:1], rope(k)]))
+
+
+@pytest.mark.parametrize("role", [[], {}, 1], ids=str)
+def test_a_role_that_has_no_hash_is_refused_like_any_other(refused: Any, role: Any) -> None:
+    rope, q = rotary.RotaryEmbedding(8, xpos=rotary.XPos()), np.ones((5, 8), np.float32)
+    rope(q, role="query")
+    with refused(ValueError, "role", "expected 'query' or 'key'"):
+        rope(q, role=role)
+
+
 @pytest.mark.parametrize("role", ["shared", "xpos"])
 def test_outputs_may_change_places(role: str) -> None:
     xpos = rotary.XPos() if role == "xpos" else None

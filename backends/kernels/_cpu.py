@@ -74,11 +74,11 @@ def rotate(
 
 
 def _apart(read: tuple[Any, ...], outs: tuple[Any, ...]) -> bool:
-    """Whether no out has memory in common with what is read, unless it is its own array."""
+    """Whether no out has memory in common with another or, but for its own array, what is read."""
     return not any(
         (i != j or out is not x) and _overlap(x, out)
         for i, out in enumerate(outs)
-        for j, x in enumerate(read)
+        for j, x in enumerate((*read, *outs[:i]))
     )
 
 

@@ -11,10 +11,8 @@ from numba.extending import register_jitable
 if numba.config.DISABLE_JIT:
     raise ImportError("numba: got NUMBA_DISABLE_JIT set, under which it compiles nothing")
 
-# What a kernel calls.  A kernel in Numba's cache is told from others by what it closes over, and
-# dispatchers, which `numba.njit` makes, are others in every process.
-helper: Callable[[Any], Any] = register_jitable
-# Nothing is vectorised unless all of it is inlined.
+# What a kernel calls; nothing is vectorised unless all of it is inlined.  A kernel in Numba's cache
+# is told from others by what it closes over, and `numba.njit` makes others in every process.
 inlined: Callable[[Any], Any] = register_jitable(forceinline=True)
 
 
