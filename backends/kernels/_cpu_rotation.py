@@ -123,6 +123,7 @@ def _rows(turn: Any, kinds: Any, shape: Any, x: Any, out: Any, tables: Any, here
     cos, sin, table_steps, pairs, sizes, sign, lead = tables
     x_at, x_steps = x
     out_at, out_steps = out
+    room = np.empty(2 * max(sizes) if here else 0, np.float64)
     for a in range(shape[0]):
         for b in range(shape[1]):
             for c in range(shape[2]):
@@ -138,14 +139,16 @@ def _rows(turn: Any, kinds: Any, shape: Any, x: Any, out: Any, tables: Any, here
                         target[i] = source[i]
                 read, write = read + each * lead, write + each * lead
                 for n in sizes:
-                    # In place x and y have to be one pointer, or they could be in each other's
-                    # way, and nothing would be vectorised.
-                    source = _pointer(read, like)
+                    source, target = _pointer(read, like), _pointer(write, like)
                     near_cos, near_sin = _pointer(at_cos, near), _pointer(at_sin, near)
                     if here:
-                        turn(source, source, near_cos, near_sin, sign, n)
+                        # Nothing would be vectorised where x and y are in each other's way.
+                        rotated = _pointer(room.ctypes.data, like)
+                        turn(source, rotated, near_cos, near_sin, sign, n)
+                        for i in range(2 * n):
+                            target[i] = rotated[i]
                     else:
-                        turn(source, _pointer(write, like), near_cos, near_sin, sign, n)
+                        turn(source, target, near_cos, near_sin, sign, n)
                     read, write = read + 2 * each * n, write + 2 * each * n
                     at_cos, at_sin = at_cos + wide * n, at_sin + wide * n
 
