@@ -72,16 +72,18 @@ def _rotate_blocks(
     dtypes = _NUMPY.get(arrays[0].dtype)
     if dtypes is None or cos.dim() != 2 or cos.stride() != sin.stride() or cos.stride(1) != 1:
         return False
-    if any(x.dim() != 4 or x.stride(3) != 1 or x.nbytes > _SMALL for x in arrays):
-        return False
-    pairs = cos.shape[1]
+    for x in arrays:
+        if x.dim() != 4 or x.stride(3) != 1 or x.nbytes > _SMALL:
+            return False
+    rows, pairs = cos.shape
     work, more = found.bound_to_blocks(turn, pairs, *dtypes)  # compiled at its first use
     # One row turns all, as a shift has it.
-    apart = cos.stride(0) if cos.shape[0] > 1 else 0
+    apart = cos.stride(0) if rows > 1 else 0
     tables = cos.data_ptr(), sin.data_ptr(), apart, pairs
     for x, out in zip(arrays, outs, strict=True):
-        lead = 0 if turn.side == "leading" else x.shape[3] - 2 * pairs
-        work(x.data_ptr(), x.stride(), tuple(x.shape), out.data_ptr(), tables, *more, lead)
+        shape = tuple(x.shape)
+        lead = 0 if turn.side == "leading" else shape[3] - 2 * pairs
+        work(x.data_ptr(), x.stride(), shape, out.data_ptr(), tables, *more, lead)
     return True
 
 

@@ -16,6 +16,7 @@ import rotary
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = {"backends", "benchmarks", "conformance"}
+ADAPTERS = Path("rotary/integrations")
 FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "mlx", "dask", "numba", "triton"}
 
 
@@ -36,13 +37,21 @@ def imported(path: Path) -> Iterator[str]:
             yield "." * node.level + (node.module or "")
 
 
-@pytest.mark.parametrize("path", sources("rotary"), ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in sources("rotary") if ADAPTERS not in path.parents], ids=str
+)
 def test_the_mathematics_names_no_framework(path: Path) -> None:
     assert not FRAMEWORKS & {name.partition(".")[0] for name in imported(path)}
     with tokenize.open(ROOT / path) as file:
         tokens = tokenize.generate_tokens(file.readline)
         names = {token.string for token in tokens if token.type == tokenize.NAME}
     assert not FRAMEWORKS & names
+
+
+@pytest.mark.parametrize("path", sources("rotary") + sources("backends"), ids=str)
+def test_adapters_are_imported_by_those_who_ask_for_them(path: Path) -> None:
+    inside = ADAPTERS in path.parents
+    assert inside or not [name for name in imported(path) if "rotary.integrations" in name]
 
 
 @pytest.mark.parametrize(

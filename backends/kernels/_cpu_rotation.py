@@ -225,6 +225,7 @@ def bound(turn: Turn, pairs: int, dtype: Any, real: Any) -> tuple[Any, tuple[Any
     return _kernel(turn.layout, dtype, real), (_sizes(turn.blocks or (pairs,)), sign)
 
 
+@lru_cache(maxsize=64)
 def bound_to_blocks(turn: Turn, pairs: int, dtype: Any, real: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return the kernel ``(x, its strides, its shape, out, tables, *more, lead)``, and more.
 
