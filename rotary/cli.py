@@ -116,6 +116,7 @@ def _check_takes(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write the whole report there")
     add("--junit", type=Path, metavar="FILE", help="write the cells there as JUnit's XML")
     add("--html", type=Path, metavar="FILE", help="write the report there as a page to look at")
+    add("--picture", type=Path, metavar="FILE", help="draw subjects by libraries there, as SVG")
     group = parser.add_argument_group("a foreign implementation")
     group.add_argument(
         "--implementation",
@@ -127,7 +128,7 @@ def _check_takes(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    for file in ("json", "junit", "html"):
+    for file in ("json", "junit", "html", "picture"):
         _check_writable(f"--{file}", getattr(options, file))
     if options.implementation is not None:
         return _check_implementation(options)
@@ -181,12 +182,13 @@ def _deliver(options: argparse.Namespace, found: Any, report: Callable[[], Any])
     """Show and write what was found, and return the exit status; `report` gives its cells."""
     from rich.console import Console
 
-    from rotary.conformance import junit
+    from rotary.conformance import junit, picture
 
     found.show(Console(), every_cell=options.verbose)
     _write("--json", options.json, found.to_json)
     _write("--junit", options.junit, lambda: junit.to_junit(report()))
     _write("--html", options.html, lambda: found.to_html(command=options.asked))
+    _write("--picture", options.picture, lambda: picture.render(report(), command=options.asked))
     return 0 if found.holds else 1
 
 
