@@ -14,11 +14,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
-from numba.extending import intrinsic
 
 from rotary.backends._protocol import Turn
 from rotary.backends.kernels._cpu import RANK
-from rotary.backends.kernels._numba import compiled, inlined
+from rotary.backends.kernels._numba import compiled, inlined, pointer
 
 
 @inlined
@@ -61,20 +60,6 @@ def _to_float16(y: Any) -> Any:
     if y != y:
         half = np.uint32(0x7E00)
     return np.uint16(half | sign)
-
-
-@intrinsic
-def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
-    """Return an address as a pointer to elements of like's type.
-
-    What is known to lie side by side can be vectorised; an array's last stride is not known.
-    """
-    kind = types.CPointer(like)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(kind))
-
-    return kind(address, like), generate
 
 
 @inlined
@@ -132,18 +117,18 @@ def _rows(turn: Any, kinds: Any, shape: Any, x: Any, out: Any, tables: Any, here
                 row = a * table_steps[0] + b * table_steps[1] + c * table_steps[2]
                 at_cos, at_sin = cos + row, sin + row
                 if not here:
-                    source, target = _pointer(read, like), _pointer(write, like)
+                    source, target = pointer(read, like), pointer(write, like)
                     for i in range(lead):
                         target[i] = source[i]
                     for i in range(lead + 2 * pairs, shape[3]):
                         target[i] = source[i]
                 read, write = read + each * lead, write + each * lead
                 for n in sizes:
-                    source, target = _pointer(read, like), _pointer(write, like)
-                    near_cos, near_sin = _pointer(at_cos, near), _pointer(at_sin, near)
+                    source, target = pointer(read, like), pointer(write, like)
+                    near_cos, near_sin = pointer(at_cos, near), pointer(at_sin, near)
                     if here:
                         # Nothing would be vectorised where x and y are in each other's way.
-                        rotated = _pointer(room.ctypes.data, like)
+                        rotated = pointer(room.ctypes.data, like)
                         turn(source, rotated, near_cos, near_sin, sign, n)
                         for i in range(2 * n):
                             target[i] = rotated[i]

@@ -7,9 +7,7 @@ nothing unless it is told to.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from rotary.backends.kernels import _threads
-from rotary.backends.kernels._numba import compiled, inlined
-from rotary.exact import circle, power
+from rotary.backends.kernels._numba import compiled, inlined, source_of
+from rotary.exact import circle, errorfree, power, words
 
+_COMPILED = circle, errorfree, power, words
 # Entries that one run of the inner loop has at least: what is left over at its end runs one by one.
 _WIDTH = 256
 # Below this a second thread costs more than it saves: 16 384 entries take 80 µs.
@@ -161,20 +160,6 @@ def _of_all_rows(single: bool, scaled: bool, source: int) -> Any:
     return rows
 
 
-def _source() -> int:
-    """Return a number that changes with the text of what is compiled.
-
-    Numba looks at the date of this file alone, and no further than into what its function closes
-    over.  It could be the functions of `bind`, but their pickles are different bytes when Python
-    has just compiled them and when it has read them from its own cache.
-    """
-    text = hashlib.sha256()
-    for name in ("circle", "errorfree", "power", "words"):
-        module: Any = import_module(f"rotary.exact.{name}")
-        text.update(module.__loader__.get_data(module.__file__))
-    return int.from_bytes(text.digest()[:7])
-
-
 @lru_cache(maxsize=4)
 def _kernel(single: bool, scaled: bool) -> Any:
     """Return the kernel, compiled or read from Numba's cache on disk."""
@@ -183,7 +168,7 @@ def _kernel(single: bool, scaled: bool) -> Any:
     both = types.Array(types.float32 if single else types.float64, 3, "A")
     offsets = types.Array(types.int64, 1, "C", readonly=True)
     signature = types.void(read, types.int64, offsets, words, words, types.float64, both)
-    rows = _of_all_rows(single, scaled, _source())
+    rows = _of_all_rows(single, scaled, source_of(*_COMPILED))
     return compiled(signature, rows)
 
 
