@@ -169,8 +169,23 @@ def apply(
     """Run an operation: one operator of the graph where one is being compiled."""
     if torch.compiler.is_compiling():
         return tuple(_operation(operation.name, static, list(inputs)))
-    forward, backward = partial(operation.forward, static), partial(operation.backward, static)
+    device = inputs[0].device.type
+    forward, backward = (
+        partial(_with_own_dtypes, device, partial(f, static))
+        for f in (operation.forward, operation.backward)
+    )
     return custom_gradient(forward, backward)(*inputs)
+
+
+def _with_own_dtypes(
+    device: str, function: Callable[..., tuple[Any, ...]], *inputs: Any
+) -> tuple[Any, ...]:
+    """Call a function without autocast, which would take its products in 16 bits."""
+    # Not all devices know autocast: meta does not.
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return function(*inputs)
+    with torch.autocast(device, enabled=False):
+        return function(*inputs)
 
 
 def _find(name: str) -> Operation:
@@ -194,7 +209,8 @@ def _owned(outputs: tuple[Any, ...], inputs: list[torch.Tensor]) -> list[torch.T
 
 @torch.library.custom_op("rotary::operation", mutates_args=())
 def _operation(name: str, static: str, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    return _owned(_find(name).forward(static, *inputs), inputs)
+    forward = partial(_find(name).forward, static)
+    return _owned(_with_own_dtypes(inputs[0].device.type, forward, *inputs), inputs)
 
 
 @_operation.register_fake
@@ -212,7 +228,8 @@ def _operation_gradient(
     cotangents: list[torch.Tensor],
 ) -> list[torch.Tensor]:
     given = tuple(inputs), tuple(outputs), tuple(cotangents)
-    gradients = _find(name).backward(static, *given)
+    backward = partial(_find(name).backward, static)
+    gradients = _with_own_dtypes(inputs[0].device.type, backward, *given)
     kept = tuple(
         torch.zeros_like(x) if g is None else g
         for g, x in zip(gradients, inputs, strict=True)
