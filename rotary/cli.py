@@ -336,9 +336,26 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plot_takes(parser: argparse.ArgumentParser) -> None:
+    from rotary.figures import command
+
+    command.takes(parser)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from rotary.figures import command
+
+    try:
+        command.run(options)
+    except (OSError, ValueError) as error:
+        raise _RefusedError(str(error)) from error
+    return 0
+
+
 _COMMANDS = {
     "bench": _Command("time it beside copies, the usual code and others", _bench_takes, _bench),
     "check": _Command("hold the installed array libraries to the oracle", _check_takes, _check),
     "identify": _Command("tell what a foreign implementation computes", _identify_takes, _identify),
+    "plot": _Command("draw how it works, or a model's own positions", _plot_takes, _plot),
     "vectors": _Command("write the golden vectors for other languages", _vectors_takes, _vectors),
 }
