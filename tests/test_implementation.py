@@ -489,11 +489,6 @@ def test_the_examples_in_docstrings_hold(module: Any) -> None:
     assert not results.failed
 
 
-def test_the_example_of_the_page_holds(root: Path) -> None:
-    (block,) = (root / "docs" / "conform.md").read_text("utf-8").split("```python\n")[1:]
-    exec(compile(block.partition("```")[0], "conform.md", "exec"), {})
-
-
 # Hugging Face.
 
 

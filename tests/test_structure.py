@@ -123,11 +123,3 @@ def test_the_examples_in_docstrings_hold(path: Path) -> None:
     name = ".".join(parts if parts[0] == "rotary" else ("rotary", *parts))
     results = doctest.testmod(import_module(name.removesuffix(".__init__")))
     assert results.failed == 0
-
-
-def test_the_examples_in_the_readme_hold() -> None:
-    pytest.importorskip("jax")
-    blocks = (ROOT / "README.md").read_text("utf-8").split("```python\n")[1:]
-    assert blocks
-    for block in blocks:
-        exec(compile(block.partition("```")[0], "README.md", "exec"), {})

@@ -23,8 +23,9 @@ class State(NamedTuple):
     """Sums over a segment of tokens: arrays of one library, which no call changes.
 
     All but the position are float32, or float64 for float64 inputs.  ``None`` stands for what the
-    variant does not have.  A state is what :meth:`LinearAttention.prefill` hands over, and what
-    :meth:`LinearAttention.segment` makes of a part of a sequence; JAX takes it as a pytree.
+    variant does not have.  A state is what :meth:`rotary.LinearAttention.prefill` hands over, and
+    what :meth:`rotary.LinearAttention.segment` makes of a part of a sequence; JAX takes it as a
+    pytree.
     """
 
     numerator: Any
@@ -65,7 +66,7 @@ def combine(left: State, right: State) -> State:
     ----------
     left, right : State
         Of one variant, of the same shapes, dtype and library.  With the delta rule, the right one
-        has to come from :meth:`LinearAttention.segment`.
+        has to come from :meth:`rotary.LinearAttention.segment`.
 
     Returns
     -------
