@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,21 @@ STAND_FOR_THE_REST = {
     "relative/alibi",
 }
 WITHOUT_PROGRAMS = ("eager", "lazy", "in place")
+# Seconds each, eager calls too: one large program.  `rotary check` runs them whenever CI does.
+LARGE_PROGRAMS = {
+    "dask-relative/shaw",
+    "dask-traced/offset-per-row",
+    "dask-traced/positions-per-row",
+    "jax-attention/softmax",
+    "jax-axes/traced",
+    "jax-learned/mixed",
+    "jax-relative/shaw",
+    "jax-relative/t5-both",
+    "jax-xpos/traced-offset",
+    "ndonnx-axes/traced",
+    "ndonnx-traced/positions-per-row",
+    "ndonnx-xpos/traced-offset",
+}
 
 
 def chosen() -> Iterator[tuple[str, cases.AnyCase]]:
@@ -38,8 +54,13 @@ def chosen() -> Iterator[tuple[str, cases.AnyCase]]:
                 yield name, case
 
 
+def marks(name: str) -> Any:
+    return pytest.mark.large if name in LARGE_PROGRAMS else ()
+
+
 @pytest.mark.parametrize(
-    ("name", "case"), [pytest.param(n, c, id=f"{n}-{c.id}") for n, c in chosen()]
+    ("name", "case"),
+    [pytest.param(n, c, id=f"{n}-{c.id}", marks=marks(f"{n}-{c.id}")) for n, c in chosen()],
 )
 def test_every_case_holds(name: str, case: cases.AnyCase) -> None:
     if name == "cupy":  # all others are installed with the tests
@@ -60,6 +81,10 @@ def test_every_case_holds(name: str, case: cases.AnyCase) -> None:
     assert report.failures == ()
     assert report.differing == 0
     assert report.holds or not report.run
+
+
+def test_what_is_left_to_the_check_is_there() -> None:
+    assert {f"{name}-{case.id}" for name, case in chosen()} >= LARGE_PROGRAMS
 
 
 def test_every_case_says_what_mistake_it_catches() -> None:

@@ -42,6 +42,17 @@ def of(chosen: Any) -> Any:
     return pytest.mark.parametrize("page", found, ids=lambda page: page.name)
 
 
+def with_blocks() -> Any:
+    """Return the pages with blocks of Python; those that compile for seconds are large."""
+    found = [p for p in PAGES if p.blocks("python") and p.name not in RUN_ELSEWHERE]
+    slow = [p for p in found if p.name == "docs/use/jax.md"]
+    assert slow
+    return pytest.mark.parametrize(
+        "page",
+        [pytest.param(p, id=p.name, marks=pytest.mark.large if p in slow else ()) for p in found],
+    )
+
+
 # Code
 
 
@@ -56,7 +67,7 @@ def imported(code: str) -> set[str]:
     return found
 
 
-@of(lambda page: page.blocks("python") and page.name not in RUN_ELSEWHERE)
+@with_blocks()
 def test_the_blocks_of_a_page_run_in_order(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -518,7 +518,7 @@ def check_named_right(recipe: dict[str, Any]) -> None:
 
 
 AT_RANDOM = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     database=None,

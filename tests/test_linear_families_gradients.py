@@ -209,6 +209,7 @@ def test_gradients_of_sums_over_all_tokens(name: str, masked: bool) -> None:
     assert_near(torch.autograd.grad((out * weight).sum(), present(leaves)), want)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("name", ["gated delta"])
 def test_jax_gives_the_same_gradients(name: str) -> None:
     jax = pytest.importorskip("jax")
@@ -231,6 +232,7 @@ def test_jax_gives_the_same_gradients(name: str) -> None:
     assert_near(got, want)
 
 
+@pytest.mark.large
 def test_exact_gradients_of_taylors_map_have_the_same_bits_under_jit() -> None:
     jax = pytest.importorskip("jax")
     attn = LinearAttention("taylor", arithmetic="exact", chunk_size=8)

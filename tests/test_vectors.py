@@ -442,6 +442,7 @@ def check_without(features: str) -> None:
     assert "0 of 12 cells fail" in done.stdout
 
 
+@pytest.mark.large
 def test_without_simd_numpy_gives_the_bits_of_the_files() -> None:
     levels = list(simd_levels())
     if not levels:
