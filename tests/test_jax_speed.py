@@ -43,6 +43,9 @@ def differing(got: Any, want: Any) -> int:
 @pytest.fixture
 def compilations(caplog: pytest.LogCaptureFixture) -> Callable[[], Any]:
     """Return a context that counts the programs compiled within it."""
+    # What other tests had kept is not moved to the device again, and other tests make JAX forget
+    # the program that moves it: a first call has to find neither.
+    tables.cache.clear()
 
     @contextmanager
     def counted() -> Iterator[list[str]]:
