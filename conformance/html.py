@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import jinja2
 import rotary
 from rotary.conformance import cases as all_cases
 from rotary.conformance import plot
-from rotary.conformance.junit import printable
+from rotary.conformance.markup import clipped, environment
 from rotary.conformance.reach import LEVELS, Held, Reach, spelled
 from rotary.conformance.report import Report
 from rotary.conformance.runner import ELEMENTS, Cell
@@ -93,23 +93,15 @@ def render(report: Report, held: Held | None = None, *, command: str | None = No
 
 @lru_cache(maxsize=1)
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rotary.conformance"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Markup, such as an included template, is a str of its own and stays one.
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters |= {
+    made = environment()
+    made.filters |= {
         "number": lambda number: f"{number:,}",
         "short": _short,
-        "clipped": _clipped,
+        "clipped": partial(clipped, most=_SHOWN_CHARACTERS),
         "found": _found,
         "reached": _reached,
     }
-    return environment.get_template("report.html.j2")
+    return made.get_template("report.html.j2")
 
 
 # What a page says at its top.
@@ -266,7 +258,7 @@ def _square(case: str, library: str, cells: list[Cell], listed: Mapping[Cell, in
     ran = [cell for cell in cells if cell.verdict != "not run"]
     if not ran:
         reasons = "; ".join(_of(cells, "detail"))
-        return _Square("skipped", title=_clipped(f"{where}: not run: {reasons}", 300))
+        return _Square("skipped", title=clipped(f"{where}: not run: {reasons}", 300))
     failing = [cell for cell in ran if cell.verdict != "holds"]
     kind = "same" if all(cell.level == "bitwise" for cell in ran) else "within"
     if failing:
@@ -374,7 +366,3 @@ def _short(number: float) -> str:
         return "no number"
     rounded = float(f"{number:.3g}")
     return f"{rounded:,.0f}" if 1000 <= rounded < 1e9 else f"{rounded:g}"
-
-
-def _clipped(text: str, most: int = _SHOWN_CHARACTERS) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

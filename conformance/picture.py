@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-
-import jinja2
 
 import rotary
+from rotary.conformance.markup import clipped, environment
 from rotary.conformance.report import Report
 from rotary.conformance.runner import Cell
 
@@ -93,12 +91,13 @@ def render(report: Report, *, command: str | None = None) -> str:
             by_library = (Square.of(c for c in cells if c.library == name) for name in libraries)
             rows.append((subject, list(by_library)))
     compared = sum(cell.elements for cell in report.run)
-    return _template().render(
+    template = environment().get_template("picture.svg.j2")
+    return template.render(
         report=report,
         rows=rows,
         libraries=libraries,
         verdict=f"{report.differing:,} of {compared:,} numbers differ",
-        command=command and _clipped(command),
+        command=command and clipped(command, _LONGEST_COMMAND),
         made=datetime.now(UTC),
         rotary=rotary.__version__,
         left=_LEFT,
@@ -107,22 +106,6 @@ def render(report: Report, *, command: str | None = None) -> str:
         high=_HIGH,
         gap=_GAP,
     )
-
-
-@lru_cache(maxsize=1)
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rotary.conformance"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("picture.svg.j2")
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= _LONGEST_COMMAND else f"{text[: _LONGEST_COMMAND - 1]}…"
 
 
 def _short(number: int) -> str:

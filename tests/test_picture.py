@@ -56,6 +56,11 @@ def test_the_picture_names_subjects_and_libraries_and_escapes_what_it_is_told() 
     assert not [a for e in root.iter() for a in e.attrib if "href" in a]
 
 
+def test_what_xml_cannot_hold_does_not_break_the_picture() -> None:
+    report = Report((cell("a\x07b", "tables/whole"),), {"a\x07b": "1\x00"}, 1000, 1.0)
+    assert ET.fromstring(render(report, command="rotary \x1b[31m")) is not None
+
+
 def test_the_command_line_draws_it(tmp_path: Path) -> None:
     asked = ["check", "--backend", "numpy", "--case", "tables/whole", "--elements", "1000"]
     file = tmp_path / "table.svg"
